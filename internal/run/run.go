@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package run starts, watches and drains tasks.
+package run
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+)
+
+// A Task is one long-lived part of the process.
+type Task struct {
+	Name  string
+	Run   func(context.Context) error // blocks until ctx ends or the task fails
+	Ready func(context.Context) error // blocks until the task serves; nil means at once
+}
+
+// A stage is a set of running tasks with a context of its own.
+type stage struct {
+	cancel context.CancelFunc
+	tasks  sync.WaitGroup
+}
+
+// Stages starts each stage once the one before it is ready, and runs until
+// ctx ends or a task returns. It then ends the stages from last to first, so
+// that a task can rely on every earlier stage until it has returned itself.
+func Stages(ctx context.Context, stages ...[]Task) error {
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+
+	var started []*stage
+	for _, tasks := range stages {
+		s := start(ctx, tasks, fail)
+		started = append(started, s)
+		if !ready(ctx, tasks, fail) {
+			break
+		}
+	}
+	<-ctx.Done()
+	for i := len(started) - 1; i >= 0; i-- {
+		started[i].cancel()
+		started[i].tasks.Wait()
+	}
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+func start(ctx context.Context, tasks []Task, fail context.CancelCauseFunc) *stage {
+	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	s := &stage{cancel: cancel}
+	for _, task := range tasks {
+		s.tasks.Go(func() {
+			err := task.Run(own)
+			if own.Err() == nil {
+				fail(fmt.Errorf("%s ended: %w", task.Name, errOr(err, errReturned)))
+			}
+		})
+	}
+	return s
+}
+
+// ready reports whether all tasks became ready before ctx ended.
+func ready(ctx context.Context, tasks []Task, fail context.CancelCauseFunc) bool {
+	for _, task := range tasks {
+		if task.Ready == nil {
+			continue
+		}
+		if err := task.Ready(ctx); err != nil {
+			fail(fmt.Errorf("%s not ready: %w", task.Name, err))
+		}
+	}
+	return ctx.Err() == nil
+}
+
+var errReturned = errors.New("returned before it was told to")
+
+func errOr(err, other error) error {
+	if err != nil {
+		return err
+	}
+	return other
+}
