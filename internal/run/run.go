@@ -24,17 +24,17 @@ type stage struct {
 	tasks  sync.WaitGroup
 }
 
-// A Watcher is told of each task that became ready, and how long it took from
-// the start of its stage. It is called from one goroutine per task.
-type Watcher func(task string, took time.Duration)
+// A Watcher is told of each task that is started, and when it is ready how long
+// that took. It is called from one goroutine per task.
+type Watcher interface {
+	Starting(task string)
+	Ready(task string, took time.Duration)
+}
 
 // Stages starts each stage once the one before it is ready, and runs until
 // ctx ends or a task returns. It then ends the stages from last to first, so
 // that a task can rely on every earlier stage until it has returned itself.
-func Stages(ctx context.Context, ready Watcher, stages ...[]Task) error {
-	if ready == nil {
-		ready = func(string, time.Duration) {}
-	}
+func Stages(ctx context.Context, watch Watcher, stages ...[]Task) error {
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
 
@@ -42,7 +42,7 @@ func Stages(ctx context.Context, ready Watcher, stages ...[]Task) error {
 	for _, tasks := range stages {
 		s := start(ctx, tasks, fail)
 		started = append(started, s)
-		if !allReady(ctx, tasks, fail, ready) {
+		if !ready(ctx, tasks, fail, watch) {
 			break
 		}
 	}
@@ -71,20 +71,21 @@ func start(ctx context.Context, tasks []Task, fail context.CancelCauseFunc) *sta
 	return s
 }
 
-// allReady waits for the tasks side by side, so that each is reported at its
+// ready waits for the tasks side by side, so that each is reported at its
 // own time, and says whether all became ready before ctx ended.
-func allReady(ctx context.Context, tasks []Task, fail context.CancelCauseFunc, ready Watcher) bool {
+func ready(ctx context.Context, tasks []Task, fail context.CancelCauseFunc, watch Watcher) bool {
 	var wait sync.WaitGroup
 	began := time.Now()
 	for _, task := range tasks {
 		wait.Go(func() {
+			watch.Starting(task.Name)
 			if task.Ready != nil {
 				if err := task.Ready(ctx); err != nil {
 					fail(fmt.Errorf("%s not ready: %w", task.Name, err))
 					return
 				}
 			}
-			ready(task.Name, time.Since(began))
+			watch.Ready(task.Name, time.Since(began))
 		})
 	}
 	wait.Wait()

@@ -58,7 +58,7 @@ func TestStages(t *testing.T) {
 				defer cancel()
 				ctx, stop := context.WithCancel(ctx)
 				time.AfterFunc(30*time.Second, stop)
-				err := Stages(ctx, nil, task("etcd"), task("api"), task("gateway"))
+				err := Stages(ctx, nobody{}, task("etcd"), task("api"), task("gateway"))
 				if !errors.Is(err, tt.err) {
 					t.Errorf("err = %v, want %v", err, tt.err)
 				}
@@ -69,3 +69,9 @@ func TestStages(t *testing.T) {
 		})
 	}
 }
+
+// nobody watches.
+type nobody struct{}
+
+func (nobody) Starting(string)             {}
+func (nobody) Ready(string, time.Duration) {}

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// lock makes this the only supervisor of the data directory, until it ends: the
+// kernel releases the lock of a process that is killed.
+func lock(s Settings) (*os.File, error) {
+	if err := os.MkdirAll(s.Path("run"), 0o711); err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	f, err := os.OpenFile(s.lockFile(), os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		f.Close()
+		return nil, fmt.Errorf("Sonagi already runs with the data directory %s (pid %d). Stop it with \"sonagi down\", or choose another directory with --data-dir", s.DataDir, holder(s)) //nolint:staticcheck // a name begins the sentence
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock %s: %w", s.lockFile(), err)
+	}
+	if err := f.Truncate(0); err != nil {
+		return nil, err
+	}
+	_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())), 0)
+	return f, err
+}
+
+func (s Settings) lockFile() string { return s.Path("run", "lock") }
+
+// holder is the pid of the supervisor that wrote the lock file last, or 0.
+func holder(s Settings) int {
+	text, err := os.ReadFile(s.lockFile())
+	if err != nil {
+		return 0
+	}
+	pid, _ := strconv.Atoi(strings.TrimSpace(string(text)))
+	return pid
+}
+
+// running is the pid of the supervisor that runs now, or 0.
+func running(s Settings) int {
+	f, err := os.Open(s.lockFile())
+	if err != nil {
+		return 0
+	}
+	defer f.Close()
+	if syscall.Flock(int(f.Fd()), syscall.LOCK_SH|syscall.LOCK_NB) == nil {
+		return 0
+	}
+	return holder(s)
+}
+
+// gone waits until the process pid has ended. Another's child cannot be waited
+// for, so it polls its pidfd.
+func gone(ctx context.Context, pid int) error {
+	p, err := os.FindProcess(pid)
+	if err != nil {
+		return nil
+	}
+	defer func() { _ = p.Release() }()
+	for p.Signal(syscall.Signal(0)) == nil {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("process %d still runs: %w", pid, context.Cause(ctx))
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	return nil
+}

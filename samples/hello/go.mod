@@ -1,0 +1,3 @@
+module github.com/sonagi/sonagi/samples/hello
+
+go 1.24
