@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/sonagi/sonagi/internal/check"
+	"github.com/sonagi/sonagi/internal/supervise"
+)
+
+// UpOptions are what one start of the platform is told beside its settings.
+type UpOptions struct {
+	Out             io.Writer
+	Deploy          string // source directory to deploy on the first start; "" for none
+	MergeKubeconfig bool   // add a context to the user's own kubeconfig
+	PortGiven       bool   // the gateway's port was asked for, so no other will do
+}
+
+// Up is the supervisor: it starts control and node and keeps them running until
+// ctx ends. Both start at once: node needs the API only for its tables, and can
+// make its network and open its image store meanwhile.
+func Up(ctx context.Context, s Settings, o UpOptions) error {
+	began := time.Now()
+	if err := check.All(check.Machine(s.DataDir)); err != nil {
+		return err
+	}
+	held, err := lock(s)
+	if err != nil {
+		return err
+	}
+	defer held.Close()
+	if err := endOrphans(ctx, s); err != nil {
+		return err
+	}
+	view := newProgress(o.Out, began)
+	if s, err = choosePorts(s, o, view); err != nil {
+		return err
+	}
+	if err := s.Save(); err != nil {
+		return err
+	}
+	files, err := listeners(s)
+	if err != nil {
+		return err
+	}
+	defer closeAll(files)
+	control, node, err := openLogs(s)
+	if err != nil {
+		return err
+	}
+	defer closeAll([]*os.File{control, node})
+	exe, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("own path: %w", err)
+	}
+	args := func(role string) []string { return []string{"run", role, "--data-dir", s.DataDir} }
+	children := []supervise.Child{
+		{Name: "control", Args: args("control"), Log: control, Grace: 20 * time.Second},
+		{Name: "node", Args: args("node"), Log: node, Files: files, Grace: 40 * time.Second},
+	}
+
+	state := State{Pid: os.Getpid(), Since: began, Children: map[string]*Process{}}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	up := false
+	var greeted chan struct{}
+	err = supervise.Run(ctx, exe, children, func(e supervise.Event) {
+		state.note(e)
+		if err := state.save(s); err != nil {
+			view.line("! the state file could not be written: %v", err)
+		}
+		if !up {
+			view.show(e)
+		} else if e.Exited && ctx.Err() == nil {
+			view.line("! %s ended (%s) and is being started again", e.Child, e.Error)
+		}
+		if !up && state.ready(len(children)) {
+			up = true
+			view.done()
+			greeted = make(chan struct{})
+			go func() {
+				defer close(greeted)
+				if err := greet(ctx, s, o, view); err != nil && ctx.Err() == nil {
+					view.line("! %v", err)
+				}
+			}()
+		}
+	})
+	view.done()
+	if greeted != nil {
+		<-greeted
+	}
+	return hint(s, err)
+}
+
+// hint adds to a start that failed where more can be read.
+func hint(s Settings, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w (more in %s)", err, s.Path("logs"))
+}
+
+// endOrphans ends the children of a supervisor that was killed: they see it on
+// their lifeline and leave, and only a hanging one has to be killed.
+func endOrphans(ctx context.Context, s Settings) error {
+	last, err := ReadState(s)
+	if err != nil {
+		return nil // no earlier start, or nothing that can be read
+	}
+	for name, p := range last.Children {
+		if !isOurs(p.Pid, name) {
+			continue
+		}
+		soon, cancel := context.WithTimeout(ctx, 3*time.Second)
+		err := gone(soon, p.Pid)
+		cancel()
+		if err == nil {
+			continue
+		}
+		if proc, err := os.FindProcess(p.Pid); err == nil {
+			_ = proc.Kill()
+		}
+		after, cancel := context.WithTimeout(ctx, 3*time.Second)
+		err = gone(after, p.Pid)
+		cancel()
+		if err != nil {
+			return fmt.Errorf("%s of an earlier start: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// choosePorts checks that the ports can be had. Only the gateway's may move, and
+// says so, because it is the one that other programs commonly hold.
+func choosePorts(s Settings, o UpOptions, view *progress) (Settings, error) {
+	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	err := check.All([]check.Check{
+		check.Port("Kubernetes API", "--api-port", netip.AddrPortFrom(loopback, s.APIPort)),
+		check.Port("node's API", "--kubelet-port", netip.AddrPortFrom(loopback, s.KubeletPort)),
+		check.Port("image registry", "--registry-port", netip.AddrPortFrom(loopback, s.RegistryPort)),
+		check.Port("cluster-local gateway", "--internal-port", netip.AddrPortFrom(s.BridgeIP(), s.InternalPort)),
+	})
+	if err != nil {
+		return s, err
+	}
+	gateway := func(port uint16) error {
+		return check.Port("gateway", "--port", netip.AddrPortFrom(netip.IPv4Unspecified(), port)).Run()
+	}
+	first := gateway(s.GatewayPort)
+	if first == nil {
+		return s, nil
+	}
+	if o.PortGiven {
+		return s, first
+	}
+	const from, tries = 8080, 100
+	for port := uint16(from); port < from+tries; port++ {
+		if port != s.InternalPort && gateway(port) == nil {
+			view.line("port %d is taken by %s: services answer on port %d instead", s.GatewayPort, check.Holder(s.GatewayPort), port)
+			s.GatewayPort = port
+			return s, nil
+		}
+	}
+	return s, first
+}
+
+// isOurs says whether pid is a child of an earlier supervisor in this role, and
+// not a stranger that was given the same number.
+func isOurs(pid int, role string) bool {
+	if pid <= 0 {
+		return false
+	}
+	cmdline, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
+	return err == nil && containsArgs(cmdline, "run", role)
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}
+
+var errNotUp = errors.New("Sonagi does not run; start it with \"sonagi up\"") //nolint:staticcheck // a name begins the sentence

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package kube connects to the API: client, cache, apply, conditions.
+//
+// Law: every reconciler of this process shares one manager, and so one cache
+// per kind; what nobody reads (managed fields, last-applied copies) is dropped
+// before it is kept.
+package kube
+
+import (
+	"fmt"
+	"log/slog"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	autoscalingv1alpha1 "knative.dev/serving/pkg/apis/autoscaling/v1alpha1"
+	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
+	servingv1beta1 "knative.dev/serving/pkg/apis/serving/v1beta1"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/config"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"github.com/sonagi/sonagi/internal/telemetry"
+)
+
+// Scheme knows the kinds of Kubernetes and of Knative Serving.
+func Scheme() (*runtime.Scheme, error) {
+	s := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{
+		clientgoscheme.AddToScheme, servingv1.AddToScheme, servingv1beta1.AddToScheme, autoscalingv1alpha1.AddToScheme,
+	} {
+		if err := add(s); err != nil {
+			return nil, fmt.Errorf("scheme: %w", err)
+		}
+	}
+	return s, nil
+}
+
+// NewClient reads and writes without a cache, and can watch.
+func NewClient(cfg *rest.Config) (client.WithWatch, error) {
+	s, err := Scheme()
+	if err != nil {
+		return nil, err
+	}
+	c, err := client.NewWithWatch(cfg, client.Options{Scheme: s})
+	if err != nil {
+		return nil, fmt.Errorf("API client: %w", err)
+	}
+	return c, nil
+}
+
+// NewManager is what reconcilers of this process share. It serves nothing by
+// itself (metrics and health are the process's) and elects nobody: on one
+// machine there is one.
+func NewManager(cfg *rest.Config, log *slog.Logger) (manager.Manager, error) {
+	s, err := Scheme()
+	if err != nil {
+		return nil, err
+	}
+	skip := true // a test starts several managers in one process
+	m, err := ctrl.NewManager(cfg, ctrl.Options{
+		Scheme:     s,
+		Logger:     telemetry.Logr(log),
+		Metrics:    metricsserver.Options{BindAddress: "0"},
+		Cache:      cache.Options{DefaultTransform: Lean},
+		Controller: config.Controller{SkipNameValidation: &skip},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("manager: %w", err)
+	}
+	return m, nil
+}
+
+// lastApplied is kubectl's copy of the whole object inside the object.
+const lastApplied = "kubectl.kubernetes.io/last-applied-configuration"
+
+// Lean drops from an object what no reconciler reads, before it is cached. An
+// object from the cache must therefore never be written back whole.
+func Lean(obj any) (any, error) {
+	if m, err := meta.Accessor(obj); err == nil {
+		m.SetManagedFields(nil)
+		delete(m.GetAnnotations(), lastApplied)
+	}
+	return obj, nil
+}
