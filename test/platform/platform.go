@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package platform starts the platform as a user would, for scenarios and benchmarks.
+//
+// Law: everything goes through the real binary and the real clients; a state is
+// waited for by watching for it, with a limit, never by sleeping.
+package platform
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// startLimit is far beyond the promised start, for a machine that is busy with other tests.
+const startLimit = 2 * time.Minute
+
+// A Platform is one running "sonagi up".
+type Platform struct {
+	Root        string // of the repository
+	DataDir     string
+	Domain      string
+	GatewayPort int
+	APIPort     int
+	Registry    string // localhost:PORT
+	flags       []string
+
+	mu   sync.Mutex
+	out  bytes.Buffer
+	cmd  *exec.Cmd
+	done chan struct{}
+}
+
+// New chooses ports and address ranges that are free, so that a platform for
+// tests stands beside one that is in use. Nothing runs yet.
+func New(dataDir string) (*Platform, error) {
+	p := &Platform{Root: root(), DataDir: dataDir, Domain: "sonagi.localhost"}
+	ports, err := freePorts(5)
+	if err != nil {
+		return nil, err
+	}
+	p.GatewayPort, p.APIPort, p.Registry = ports[0], ports[1], "localhost:"+strconv.Itoa(ports[2])
+	n := os.Getpid() % 200
+	p.flags = []string{
+		"--data-dir", dataDir, "--port", strconv.Itoa(ports[0]), "--api-port", strconv.Itoa(ports[1]),
+		"--registry-port", strconv.Itoa(ports[2]), "--kubelet-port", strconv.Itoa(ports[3]), "--internal-port", strconv.Itoa(ports[4]),
+		"--bridge", fmt.Sprintf("sonagit%d", n), "--pod-cidr", fmt.Sprintf("10.%d.0.0/18", 45+n), "--service-cidr", fmt.Sprintf("10.%d.64.0/18", 45+n),
+	}
+	return p, nil
+}
+
+// Bin is the binary under test.
+func (p *Platform) Bin() string { return filepath.Join(p.Root, "bin", "sonagi") }
+
+// Up starts the platform and returns when it says that it is ready.
+func (p *Platform) Up(ctx context.Context, extra ...string) error {
+	cmd := exec.Command(p.Bin(), append(append([]string{"up"}, p.flags...), extra...)...)
+	cmd.Dir = p.Root
+	r, w := io.Pipe()
+	cmd.Stdout, cmd.Stderr = w, w
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("sonagi up (is it built? make build): %w", err)
+	}
+	p.cmd, p.done = cmd, make(chan struct{})
+	greeted := make(chan struct{})
+	go p.read(r, greeted)
+	go func() { _ = cmd.Wait(); w.Close(); close(p.done) }()
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
+	select {
+	case <-greeted:
+		return nil
+	case <-p.done:
+		return fmt.Errorf("sonagi up ended:\n%s", p.Output())
+	case <-ctx.Done():
+		return fmt.Errorf("sonagi up was not ready in time:\n%s", p.Output())
+	}
+}
+
+// read keeps the output and closes greeted at its last line.
+func (p *Platform) read(r io.Reader, greeted chan struct{}) {
+	buf := make([]byte, 4096)
+	var once sync.Once
+	for {
+		n, err := r.Read(buf)
+		p.mu.Lock()
+		p.out.Write(buf[:n])
+		ready := bytes.Contains(p.out.Bytes(), []byte("Ctrl-C stops"))
+		p.mu.Unlock()
+		if ready {
+			once.Do(func() { close(greeted) })
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// Output is what "sonagi up" has printed.
+func (p *Platform) Output() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.out.String()
+}
+
+// Interrupt is Ctrl-C; it returns when the platform has ended.
+func (p *Platform) Interrupt(ctx context.Context) error {
+	if err := p.cmd.Process.Signal(os.Interrupt); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	select {
+	case <-p.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("sonagi up did not end: %w", ctx.Err())
+	}
+}
+
+// Ended is closed when the supervisor has ended.
+func (p *Platform) Ended() <-chan struct{} { return p.done }
+
+// Pid is the supervisor's.
+func (p *Platform) Pid() int { return p.cmd.Process.Pid }
+
+// Purge stops what runs and removes everything.
+func (p *Platform) Purge(ctx context.Context) error {
+	out, err := p.command(ctx, p.Bin(), "down", "--purge", "--data-dir", p.DataDir).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("sonagi down: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// Sonagi runs a verb of the binary against this platform.
+func (p *Platform) Sonagi(ctx context.Context, args ...string) (string, error) {
+	return p.Run(ctx, p.Bin(), append([]string{"--data-dir", p.DataDir}, args...)...)
+}
+
+// Kubectl runs kubectl, the one on the PATH.
+func (p *Platform) Kubectl(ctx context.Context, args ...string) (string, error) {
+	return p.Run(ctx, "kubectl", args...)
+}
+
+// Kn runs upstream's kn.
+func (p *Platform) Kn(ctx context.Context, args ...string) (string, error) {
+	return p.Run(ctx, filepath.Join(p.Root, "bin", "kn"), args...)
+}
+
+// Apply applies a manifest with kubectl.
+func (p *Platform) Apply(ctx context.Context, yaml string) (string, error) {
+	cmd := p.command(ctx, "kubectl", "apply", "-f", "-")
+	cmd.Stdin = strings.NewReader(yaml)
+	return finish(cmd)
+}
+
+// Run runs a program with $KUBECONFIG set, and returns both outputs together.
+func (p *Platform) Run(ctx context.Context, name string, args ...string) (string, error) {
+	return finish(p.command(ctx, name, args...))
+}
+
+func (p *Platform) command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+p.Kubeconfig(), "HOME="+filepath.Dir(p.DataDir))
+	cmd.WaitDelay = time.Second
+	return cmd
+}
+
+func finish(cmd *exec.Cmd) (string, error) {
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, out)
+	}
+	return string(out), err
+}
+
+// Kubeconfig is the administrator's.
+func (p *Platform) Kubeconfig() string { return filepath.Join(p.DataDir, "kubeconfig") }
+
+// URL is where the gateway takes requests, whatever the host.
+func (p *Platform) URL() string { return fmt.Sprintf("http://127.0.0.1:%d", p.GatewayPort) }
+
+// Host is the host name of a service.
+func (p *Platform) Host(service, namespace string) string {
+	return service + "." + namespace + "." + p.Domain
+}
+
+// Get asks a service through the gateway and returns status and body.
+func (p *Platform) Get(ctx context.Context, host, path string) (int, string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.URL()+path, nil)
+	if err != nil {
+		return 0, "", err
+	}
+	req.Host = host
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	return resp.StatusCode, string(body), err
+}
+
+// root is the repository: this file is in test/platform.
+func root() string {
+	_, file, _, _ := runtime.Caller(0)
+	return filepath.Dir(filepath.Dir(filepath.Dir(file)))
+}
+
+func freePorts(n int) (ports []int, err error) {
+	for range n {
+		l, err := net.Listen("tcp", "0.0.0.0:0")
+		if err != nil {
+			return nil, err
+		}
+		defer l.Close()
+		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+	}
+	return ports, nil
+}
