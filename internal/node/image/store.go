@@ -5,8 +5,16 @@ package image
 import (
 	"context"
 	"errors"
-	"io"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Options say where images are kept and how registries are spoken to. The zero
@@ -17,116 +25,226 @@ type Options struct {
 	Aliases       map[string]string // registry as named -> registry to ask
 
 	Stall        time.Duration // a registry that sends nothing for so long has failed
-	Parallel     int           // layers downloaded at a time, over all pulls
+	Parallel     int           // layers unpacked at a time, over all pulls
 	MaxLayer     int64         // bytes a layer may unpack to
 	MaxEntries   int           // files a layer may have
 	ReserveBytes int64         // disk space that unpacking must leave free
 }
 
-// Progress is how far a pull is.
-type Progress struct {
-	Ref    string
-	Layer  string // digest of the layer, empty for the image as a whole
-	Status Status
-	Done   int64 // compressed bytes
-	Total  int64
-}
-
-// A Status is what is being done to a layer or an image.
-type Status string
-
 const (
-	StatusResolving   Status = "resolving"
-	StatusDownloading Status = "downloading"
-	StatusExists      Status = "already exists"
-	StatusRetrying    Status = "retrying"
-	StatusUnpacked    Status = "unpacked"
-	StatusDone        Status = "done"
+	defaultStall      = 30 * time.Second
+	defaultParallel   = 3
+	defaultMaxLayer   = 64 << 30
+	defaultMaxEntries = 2_000_000
+	defaultReserve    = 512 << 20
+	defaultBackoff    = 250 * time.Millisecond
+
+	// orphanAge is how long a layer waits for the image that it was pulled for:
+	// the next try of a pull that failed then finds it.
+	orphanAge = time.Hour
 )
 
-// A Mounted is a root file system that is mounted, or was when the machine or
-// this process went down.
-type Mounted struct {
-	Key    string
-	Image  string // ID
-	Rootfs string
-	Upper  string
+func (o Options) withDefaults() Options {
+	o.Stall = or(o.Stall, defaultStall)
+	o.Parallel = or(o.Parallel, defaultParallel)
+	o.MaxLayer = or(o.MaxLayer, defaultMaxLayer)
+	o.MaxEntries = or(o.MaxEntries, defaultMaxEntries)
+	o.ReserveBytes = or(o.ReserveBytes, defaultReserve)
+	return o
 }
 
-// CollectOptions say which images may go. Images that are mounted never go.
-type CollectOptions struct {
-	InUse       func(Image) bool
-	MinAge      time.Duration // an image used more recently stays
-	MaxAge      time.Duration // an image not used for so long goes; 0: age alone is no reason
-	HighPercent int           // disk use at which images are removed, oldest use first; 0: disk use is no reason
-	LowPercent  int           // disk use at which that stops
+func or[T comparable](v, byDefault T) T {
+	var zero T
+	if v == zero {
+		return byDefault
+	}
+	return v
 }
 
-// Collected is what a collection removed.
-type Collected struct {
-	Images []Image
-	Bytes  int64
-}
-
-// Usage is what a container has written to its root file system.
-type Usage struct {
-	Bytes  int64
-	Inodes int64
-}
-
-var errUnbuilt = errors.New("not built yet")
-
-// A Store keeps unpacked images and mounts them.
+// A Store keeps unpacked images and mounts them. Its methods may be called at
+// the same time.
+//
+//	images.json    what there is
+//	layers/HEX/fs  unpacked layers, by digest of their uncompressed bytes
+//	mounts/        root file systems
+//	spares/        root file systems that nobody has yet
+//	tmp/           what is not whole yet, and what is being removed
 type Store struct {
-	opts Options
+	opts     Options
+	lock     *os.File
+	insecure insecureHosts
+	backoff  time.Duration
+
+	secure, anyCertificate *http.Transport
+
+	pulls  flights[Image]
+	layers flights[struct{}]
+	slots  chan struct{}
+
+	ended context.Context // is done once the store is closed
+	end   context.CancelFunc
+	close func() error
+
+	mu         sync.Mutex
+	cat        *catalog
+	mounts     map[string]Mounted
+	busy       map[string]bool   // keys that are being mounted or unmounted
+	spares     map[string]string // image ID -> directory
+	strangers  bool              // something is mounted of an image that the catalog has lost
+	spareCount int
 }
 
 // Open takes the store over: what interrupted pulls and unmounted containers
 // left is removed, root file systems that are still mounted are adopted.
-func Open(o Options) (*Store, error) { return &Store{opts: o}, nil }
+func Open(o Options) (*Store, error) {
+	dir, err := filepath.Abs(o.Dir)
+	if err != nil {
+		return nil, err
+	}
+	o.Dir = dir
+	s := &Store{opts: o.withDefaults(), insecure: newInsecureHosts(o.InsecureHosts), backoff: defaultBackoff}
+	s.secure, s.anyCertificate = newTransport(false), newTransport(true)
+	s.slots = make(chan struct{}, s.opts.Parallel)
+	s.ended, s.end = context.WithCancel(context.Background())
+	s.close = sync.OnceValue(s.shut)
+	if err := s.open(); err != nil {
+		return nil, errors.Join(fmt.Errorf("opening image store: %w", err), s.Close())
+	}
+	return s, nil
+}
 
-// Close ends the pulls under way. Mounts stay.
-func (s *Store) Close() error { return nil }
+func (s *Store) open() (err error) {
+	for _, d := range []string{"", "layers", mountsDir, sparesDir, "tmp", "empty"} {
+		// Images have set-uid programs and devices: nobody else may enter.
+		if err := os.MkdirAll(filepath.Join(s.opts.Dir, d), 0o700); err != nil {
+			return err
+		}
+	}
+	if s.lock, err = takeLock(filepath.Join(s.opts.Dir, "lock")); err != nil {
+		return err
+	}
+	if s.cat, err = openCatalog(filepath.Join(s.opts.Dir, "images.json")); err != nil {
+		return err
+	}
+	if err := s.dropTorn(); err != nil {
+		return err
+	}
+	if err := s.adoptMounts(); err != nil {
+		return err
+	}
+	return errors.Join(s.emptyTmp(), s.removeOrphans(orphanAge))
+}
 
-// Pull makes the image that ref names present, whether or not it is already.
-// Pulls of the same name with the same credentials at the same time are one.
-func (s *Store) Pull(ctx context.Context, ref string, creds Credentials, progress func(Progress)) (Image, error) {
-	return Image{}, errUnbuilt
+func takeLock(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("%s is held by another process: %w", path, err)
+	}
+	return f, nil
+}
+
+// dropTorn forgets images whose layers are not all here, as after somebody
+// removed files by hand.
+func (s *Store) dropTorn() error {
+	torn := false
+	for id, r := range s.cat.byID {
+		if slices.ContainsFunc(r.Layers, func(d string) bool { _, err := s.layer(d); return err != nil }) {
+			s.cat.remove(id)
+			torn = true
+		}
+	}
+	if !torn {
+		return nil
+	}
+	return s.cat.save()
+}
+
+func (s *Store) tmpDir() string { return filepath.Join(s.opts.Dir, "tmp") }
+
+func (s *Store) emptyTmp() error {
+	entries, err := os.ReadDir(s.tmpDir())
+	for _, e := range entries {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(s.tmpDir(), e.Name())))
+	}
+	return err
+}
+
+// Close ends the pulls under way and waits for them. Mounts stay, spares go.
+func (s *Store) Close() error { return s.close() }
+
+func (s *Store) shut() error {
+	s.end()
+	for range cap(s.slots) {
+		s.slots <- struct{}{} // until no layer is being unpacked
+	}
+	var err error
+	s.mu.Lock()
+	if s.spares != nil {
+		s.spares = map[string]string{}
+		err = s.clearSpares()
+	}
+	s.mu.Unlock()
+	s.secure.CloseIdleConnections()
+	s.anyCertificate.CloseIdleConnections()
+	if s.lock != nil {
+		err = errors.Join(err, s.lock.Close())
+	}
+	return err
+}
+
+// slot waits until one more layer may be unpacked.
+func (s *Store) slot(ctx context.Context) error {
+	if s.ended.Err() != nil {
+		return ErrClosed
+	}
+	select {
+	case s.slots <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-s.ended.Done():
+		return ErrClosed
+	}
+}
+
+func (s *Store) freeSlot() { <-s.slots }
+
+func (s *Store) limits() limits {
+	return limits{bytes: s.opts.MaxLayer, entries: s.opts.MaxEntries, reserve: s.opts.ReserveBytes}
 }
 
 // Find looks for an image on this machine, by name or ID.
-func (s *Store) Find(ref string) (Image, bool) { return Image{}, false }
+func (s *Store) Find(ref string) (Image, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.cat.find(ref)
+	if r == nil {
+		return Image{}, false
+	}
+	return r.copy(), true
+}
+
+// copy is an image that later changes of its names do not reach.
+func (r *record) copy() Image {
+	img := r.Image
+	img.Refs = slices.Clone(img.Refs)
+	return img
+}
 
 // List lists the images on this machine, by name.
-func (s *Store) List() []Image { return nil }
-
-// Remove takes a name from an image, or all names when an ID is given; the
-// image goes with its last name. An image that is mounted stays (ErrInUse).
-func (s *Store) Remove(ctx context.Context, ref string) error { return errUnbuilt }
-
-// Load adds the images in an OCI layout directory, an OCI archive or a docker
-// archive.
-func (s *Store) Load(ctx context.Context, path string) ([]Image, error) { return nil, errUnbuilt }
-
-// LoadReader is Load for an archive that arrives as a stream.
-func (s *Store) LoadReader(ctx context.Context, r io.Reader) ([]Image, error) { return nil, errUnbuilt }
-
-// Collect removes images that are not in use.
-func (s *Store) Collect(ctx context.Context, o CollectOptions) (Collected, error) {
-	return Collected{}, errUnbuilt
+func (s *Store) List() []Image {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []Image
+	for _, r := range s.cat.byID {
+		all = append(all, r.copy())
+	}
+	slices.SortFunc(all, func(a, b Image) int {
+		return strings.Compare(strings.Join(append(a.Tags(), a.Refs...), " ")+a.ID, strings.Join(append(b.Tags(), b.Refs...), " ")+b.ID)
+	})
+	return all
 }
-
-// Mount makes a root file system of an image, of its own for each key.
-func (s *Store) Mount(ctx context.Context, img Image, key string) (rootfs, upper string, err error) {
-	return "", "", errUnbuilt
-}
-
-// Unmount takes down what Mount made and removes what was written to it. A key
-// that is not mounted is not an error.
-func (s *Store) Unmount(ctx context.Context, key string) error { return errUnbuilt }
-
-// Mounts lists the root file systems that are mounted.
-func (s *Store) Mounts() []Mounted { return nil }
-
-// Usage counts what was written to a root file system.
-func (s *Store) Usage(ctx context.Context, key string) (Usage, error) { return Usage{}, errUnbuilt }
