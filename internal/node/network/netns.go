@@ -32,6 +32,9 @@ func inNamespace(path string, kind int, fn func() error) error {
 
 func inNamespaceFD(target, kind int, fn func() error) error {
 	runtime.LockOSThread()
+	if onMainThread() {
+		return besideMainThread(fn, func(fn func() error) error { return inNamespaceFD(target, kind, fn) })
+	}
 	own, err := os.Open("/proc/thread-self/ns/" + namespaceFile(kind))
 	if err != nil {
 		runtime.UnlockOSThread()
@@ -50,6 +53,21 @@ func inNamespaceFD(target, kind int, fn func() error) error {
 		}
 	}()
 	return fn()
+}
+
+// onMainThread reports whether the calling thread is the one for which
+// /proc/self stands. It must not change its namespaces, even for a moment:
+// whoever reads /proc/self/net or /proc/self/ns meanwhile would be misled,
+// and unlike others it cannot end.
+func onMainThread() bool { return unix.Gettid() == os.Getpid() }
+
+// besideMainThread has how run fn on another thread. The caller is locked to
+// the main thread, which therefore cannot be that thread.
+func besideMainThread(fn func() error, how func(func() error) error) error {
+	defer runtime.UnlockOSThread()
+	done := make(chan error, 1)
+	go func() { done <- how(fn) }()
+	return <-done
 }
 
 func namespaceFile(kind int) string {

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package network
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Purge removes everything that Managers with these options ever made: links,
+// routes, rules, namespaces (unless a process is still in one) and the folder.
+// What others may have come to rely on stays: IP forwarding. No Manager may
+// be open.
+func Purge(o Options) error {
+	o, err := o.complete()
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(deleteTable(o.Table), purgeLinks(o), purgeDir(o.Dir)); err != nil {
+		return fmt.Errorf("removing the pod network: %w", err)
+	}
+	return nil
+}
+
+func purgeLinks(o Options) error {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	links, err := h.LinkList()
+	if err != nil {
+		return fmt.Errorf("listing links: %w", err)
+	}
+	var failed []error
+	for _, l := range links {
+		a := l.Attrs()
+		ours := a.Group == linkGroup && strings.HasPrefix(a.Name, o.LinkPrefix) || a.Name == o.Bridge && l.Type() == "bridge"
+		if !ours {
+			continue
+		}
+		if err := h.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
+			failed = append(failed, fmt.Errorf("removing link %s: %w", a.Name, err))
+		}
+	}
+	for _, r := range ourRoutes(o, netip.Addr{}, 0) {
+		if r.Type != unix.RTN_UNREACHABLE {
+			continue // went with the bridge
+		}
+		if err := h.RouteDel(r); err != nil && !errors.Is(err, unix.ESRCH) {
+			failed = append(failed, fmt.Errorf("removing route %s: %w", r.Dst, err))
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// purgeDir unmounts what is mounted in the folder and removes it.
+func purgeDir(dir string) error {
+	real, err := filepath.EvalSymlinks(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	mounts, err := mountsBelow(real)
+	if err != nil {
+		return err
+	}
+	for _, at := range mounts {
+		if err := unix.Unmount(at, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+			return fmt.Errorf("unmounting %s: %w", at, err)
+		}
+	}
+	return errors.Join(os.RemoveAll(real), os.Remove(lockPath(filepath.Dir(real), filepath.Base(real))))
+}
