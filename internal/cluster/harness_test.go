@@ -26,8 +26,10 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/sonagi/sonagi/internal/cluster/apiserver"
+	"github.com/sonagi/sonagi/internal/cluster/controllers"
 	"github.com/sonagi/sonagi/internal/cluster/etcd"
 	"github.com/sonagi/sonagi/internal/cluster/pki"
+	"github.com/sonagi/sonagi/internal/cluster/scheduler"
 	"github.com/sonagi/sonagi/internal/run"
 )
 
@@ -74,7 +76,12 @@ func control(dir, port string) error {
 		Listen:    []string{"127.0.0.1:" + port, "10.42.7.1:" + port},
 		Advertise: "10.42.7.1", ServiceCIDR: "10.43.0.0/16", Log: log,
 	})
-	return run.Stages(ctx, teller{begun}, []run.Task{store.Task()}, []run.Task{api.Task()}, []run.Task{{
+	control := controllers.New(controllers.Options{
+		REST: api.RESTConfig(), Informers: api.Informers(), PKI: files,
+		LocalPathDir: filepath.Join(dir, "volumes"), NodeName: "one", Log: log,
+	})
+	schedule := scheduler.New(scheduler.Options{REST: api.RESTConfig(), Informers: api.Informers()})
+	return run.Stages(ctx, teller{begun}, []run.Task{store.Task()}, []run.Task{api.Task()}, []run.Task{control.Task(), schedule.Task()}, []run.Task{{
 		Name: "all",
 		Run:  func(ctx context.Context) error { <-ctx.Done(); return nil },
 	}})

@@ -37,6 +37,8 @@ import (
 	"k8s.io/apiserver/pkg/storage"
 	"k8s.io/apiserver/pkg/storage/storagebackend"
 	"k8s.io/apiserver/pkg/storage/storagebackend/factory"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
 	"github.com/sonagi/sonagi/internal/cluster/pki"
@@ -78,6 +80,7 @@ type Server struct {
 	options Options
 	log     *slog.Logger
 	loop    *loopback
+	shared  informers.SharedInformerFactory
 	ready   chan struct{}
 	failed  chan struct{}
 	fatal   chan error
@@ -91,10 +94,12 @@ func New(o Options) *Server {
 	if o.Issuer == "" {
 		o.Issuer = "https://kubernetes.default.svc.cluster.local"
 	}
+	loop := newLoopback()
 	return &Server{
 		options: o,
 		log:     o.Log,
-		loop:    newLoopback(),
+		loop:    loop,
+		shared:  sharedInformers(loop.config()),
 		ready:   make(chan struct{}),
 		failed:  make(chan struct{}),
 		fatal:   make(chan error, 1),
@@ -105,6 +110,17 @@ func New(o Options) *Server {
 // in protocol buffers, by function call. Before the server is up its requests wait.
 // Clients of custom resources set ContentType to JSON.
 func (s *Server) RESTConfig() *rest.Config { return s.loop.config() }
+
+// Informers are the server's own, of built-in kinds. Others in this process
+// may ask for more before the server is ready, and share what is there.
+// Objects in them carry no managed fields.
+func (s *Server) Informers() informers.SharedInformerFactory { return s.shared }
+
+func sharedInformers(config *rest.Config) informers.SharedInformerFactory {
+	// A config without files and flags cannot be wrong.
+	client := kubernetes.NewForConfigOrDie(config)
+	return informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(withoutManagedFields))
+}
 
 // Task runs the server until its context ends.
 func (s *Server) Task() run.Task {

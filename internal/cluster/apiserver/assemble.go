@@ -40,7 +40,8 @@ func (s *Server) assemble(ctx context.Context, listener *manyListener) (*app.Con
 	if err != nil {
 		return nil, err
 	}
-	generic, shared, stores, err := s.generic(ctx, options)
+	shared := s.shared
+	generic, stores, err := s.generic(options)
 	if err != nil {
 		return nil, err
 	}
@@ -69,38 +70,37 @@ func (s *Server) assemble(ctx context.Context, listener *manyListener) (*app.Con
 }
 
 // generic configures what the three layers share.
-func (s *Server) generic(ctx context.Context, o kubeoptions.CompletedOptions) (*server.Config, informers.SharedInformerFactory, *serverstorage.DefaultStorageFactory, error) {
+func (s *Server) generic(o kubeoptions.CompletedOptions) (*server.Config, *serverstorage.DefaultStorageFactory, error) {
 	c := server.NewConfig(legacyscheme.Codecs)
 	c.MergedResourceConfig = controlplane.DefaultAPIResourceConfigSource()
 	c.LoopbackClientConfig = s.loop.config()
 	c.DisabledPostStartHooks = sets.NewString()
 	if err := o.GenericServerRunOptions.ApplyTo(c); err != nil {
-		return nil, nil, nil, err
+		return nil, nil, err
 	}
 	if err := o.SecureServing.SecureServingOptions.ApplyTo(&c.SecureServing); err != nil {
-		return nil, nil, nil, fmt.Errorf("serving: %w", err)
+		return nil, nil, fmt.Errorf("serving: %w", err)
 	}
 	client, err := kubernetes.NewForConfig(c.LoopbackClientConfig)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, nil, err
 	}
-	shared := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(withoutManagedFields))
-	if err := o.Features.ApplyTo(c, client, shared); err != nil {
-		return nil, nil, nil, err
+	if err := o.Features.ApplyTo(c, client, s.shared); err != nil {
+		return nil, nil, err
 	}
 	if err := o.APIEnablement.ApplyTo(c, c.MergedResourceConfig, legacyscheme.Scheme); err != nil {
-		return nil, nil, nil, fmt.Errorf("served versions: %w", err)
+		return nil, nil, fmt.Errorf("served versions: %w", err)
 	}
 	describe(c)
 	stores, err := s.storage(o, c)
 	if err != nil {
-		return nil, nil, nil, fmt.Errorf("storage: %w", err)
+		return nil, nil, fmt.Errorf("storage: %w", err)
 	}
-	if err := protect(o, c, client, shared); err != nil {
-		return nil, nil, nil, err
+	if err := protect(o, c, client, s.shared); err != nil {
+		return nil, nil, err
 	}
 	c.AggregatedDiscoveryGroupManager = aggregated.NewResourceManager("apis")
-	return c, shared, stores, nil
+	return c, stores, nil
 }
 
 // describe sets what the API says about itself, and which requests may last.
