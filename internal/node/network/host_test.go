@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -313,4 +314,79 @@ func waitUntil(t testing.TB, what string, ok func() bool) {
 
 func endpoint(s Sandbox, port uint16) netip.AddrPort { return netip.AddrPortFrom(s.IP, port) }
 
-func childMain(string) {}
+// traces names what is on the machine that a manager may have made.
+func traces(t testing.TB, dir string) string {
+	t.Helper()
+	var all []string
+	links, err := netlink.LinkList()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range links {
+		all = append(all, "link "+l.Attrs().Name)
+	}
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{}, netlink.RT_FILTER_TABLE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range routes {
+		all = append(all, "route "+r.String())
+	}
+	neighbours, err := netlink.NeighList(0, netlink.FAMILY_V4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range neighbours {
+		all = append(all, "neighbour "+n.String())
+	}
+	mounts, err := mountsBelow(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all = append(all, mounts...)
+	conn := &nftables.Conn{}
+	tables, err := conn.ListTables()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, table := range tables {
+		all = append(all, "table "+table.Name)
+	}
+	return strings.Join(all, "\n")
+}
+
+// childMain is a node process that works without pause until it is killed.
+func childMain(dir string) {
+	m, err := Open(childOptions(dir))
+	if err != nil {
+		fmt.Println("child:", err)
+		os.Exit(1)
+	}
+	ctx := context.Background()
+	for n := 0; ; n++ {
+		uid := fmt.Sprint("pod-", os.Getpid(), "-", n)
+		s, err := m.Acquire(ctx, uid, uid)
+		if err != nil {
+			fmt.Println("child:", err)
+			os.Exit(1)
+		}
+		err = m.Program(ctx, []Service{{
+			Name: "ns/kept:http", ClusterIP: netip.MustParseAddr("10.143.0.9"), Proto: TCP, Port: 80,
+			Endpoints: []netip.AddrPort{endpoint(s, 8080)},
+		}})
+		if err != nil {
+			fmt.Println("child:", err)
+			os.Exit(1)
+		}
+		fmt.Println(uid)
+		if n >= 3 {
+			m.Release(ctx, fmt.Sprint("pod-", os.Getpid(), "-", n-3))
+		}
+	}
+}
+
+func childOptions(dir string) Options {
+	return Options{
+		Dir: dir, PodCIDR: netip.MustParsePrefix("10.142.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.143.0.0/16"),
+	}
+}

@@ -193,13 +193,19 @@ func (o Options) withDefaults() Options {
 func (o Options) gateway() netip.Addr { return o.PodCIDR.Masked().Addr().Next() }
 
 func (m *Manager) open() (err error) {
-	if err := m.openFiles(); err != nil {
-		return err
-	}
 	if m.host, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return fmt.Errorf("opening netlink: %w", err)
 	}
-	if err := m.prepareHost(); err != nil {
+	if err := m.checkHost(); err != nil {
+		return err // before anything has been changed
+	}
+	if err := m.openFiles(); err != nil {
+		return err
+	}
+	if err := forwarding(); err != nil {
+		return err
+	}
+	if err := ensureBridge(m.host, m.options, m.gateway); err != nil {
 		return err
 	}
 	m.builder = &builder{dir: m.options.Dir, prefix: m.options.LinkPrefix, gateway: m.gateway, mtu: m.options.MTU, host: m.host}
@@ -228,7 +234,8 @@ func (m *Manager) openFiles() (err error) {
 	return mountDir(m.options.Dir)
 }
 
-func (m *Manager) prepareHost() error {
+// checkHost looks whether our networks have a place beside the machine's own.
+func (m *Manager) checkHost() error {
 	o := &m.options
 	have, err := hostRoutes(m.host, o.Bridge)
 	if err != nil {
@@ -246,10 +253,7 @@ func (m *Manager) prepareHost() error {
 	if o.MTU == 0 {
 		o.MTU = hostMTU(m.host)
 	}
-	if err := forwarding(); err != nil {
-		return err
-	}
-	return ensureBridge(m.host, *o, m.gateway)
+	return nil
 }
 
 // Gateway is the address of this machine as pods see it.

@@ -305,8 +305,13 @@ func linkState(link string) error {
 	return nil
 }
 
-// destroy removes a sandbox, finished or not.
+// destroy removes a sandbox, finished or not. It takes its mark of being
+// whole first: a process that dies on the way leaves one that the next
+// process goes on removing.
 func (b *builder) destroy(s Sandbox) error {
+	if err := os.Remove(filepath.Join(b.dir, s.ID, readyFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	if err := b.deleteLink(linkName(b.prefix, s.IP)); err != nil {
 		return err
 	}
