@@ -318,3 +318,12 @@ func configDevices(nodes []node) []*deviceconfig.Device {
 	}
 	return out
 }
+
+// processConfig is how libcontainer is to run the spec's own process.
+func processConfig(s *Spec, c *configs.Config) *initConfig {
+	return &initConfig{
+		Config: c, Args: s.Args, Env: s.Env, UID: int(s.User.UID), GID: int(s.User.GID), AdditionalGroups: ints(s.User.Groups),
+		Cwd: cmp.Or(s.Cwd, "/"), CreateConsole: s.TTY, Capabilities: c.Capabilities,
+		NoNewPrivileges: s.NoNewPrivileges, ContainerID: s.ID,
+	}
+}
