@@ -60,7 +60,7 @@ func (b *blobReader) readOnce(p []byte) (int, error) {
 	}
 	n, err := b.body.Read(p)
 	if err == io.EOF && n == 0 {
-		err = fmt.Errorf("layer %s ends after %d of %d bytes: %w", b.digest, b.off, b.size, io.ErrUnexpectedEOF)
+		err = io.ErrUnexpectedEOF
 	}
 	return n, err
 }
@@ -87,7 +87,7 @@ func (b *blobReader) again(err error) error {
 	b.restarts++
 	if b.failed >= maxTries || b.restarts > maxRestarts || !passing(err, b.failed) {
 		if errors.Is(err, io.ErrUnexpectedEOF) {
-			return fmt.Errorf("%w: %w", ErrCorrupt, err)
+			return fmt.Errorf("%w: registry sends only %d of %d bytes: %w", ErrCorrupt, b.off, b.size, err)
 		}
 		return err
 	}
@@ -114,7 +114,7 @@ func (b *blobReader) open() error {
 	}
 	if want := b.size - b.off + skip; resp.ContentLength >= 0 && resp.ContentLength != want {
 		resp.Body.Close()
-		return fmt.Errorf("%w: registry has %d bytes for layer %s, its manifest says %d", ErrCorrupt, resp.ContentLength, b.digest, want)
+		return fmt.Errorf("%w: registry has %d bytes, the manifest says %d", ErrCorrupt, resp.ContentLength, want)
 	}
 	if _, err := io.CopyN(io.Discard, resp.Body, skip); err != nil {
 		resp.Body.Close()

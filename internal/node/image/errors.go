@@ -41,7 +41,7 @@ var (
 // An Error is why an image cannot be had. Its text is what a pod's status
 // shows; it has the registry's own words in it.
 type Error struct {
-	Ref    string
+	Ref    string // as it was asked for
 	Reason Reason
 	Err    error
 }
@@ -55,7 +55,7 @@ func (e *Error) Error() string {
 	case ReasonBackOff:
 		return fmt.Sprintf("Back-off pulling image %q: %v", e.Ref, e.Err)
 	}
-	return fmt.Sprintf("failed to pull image %q: %v", e.Ref, e.Err)
+	return e.Err.Error() // has the full name
 }
 
 func (e *Error) Unwrap() error { return e.Err }

@@ -71,6 +71,13 @@ func (s *Store) ensureLayer(ctx context.Context, l layerSource, report func(Prog
 		report(Progress{Layer: l.digest, Status: StatusExists, Done: l.size, Total: l.size})
 		return nil
 	}
+	if err := s.shareLayer(ctx, l, report); err != nil {
+		return fmt.Errorf("layer %s: %w", or(l.digest, l.diffID), err)
+	}
+	return nil
+}
+
+func (s *Store) shareLayer(ctx context.Context, l layerSource, report func(Progress)) error {
 	_, err := s.layers.do(ctx, l.diffID, report, func(ctx context.Context, report func(Progress)) (struct{}, error) {
 		if _, err := s.layer(l.diffID); err == nil { // unpacked while we came here
 			return struct{}{}, nil
@@ -166,13 +173,13 @@ func badStream(err error) error {
 
 func (l layerSource) check(n int64, packed, plain hash.Hash) error {
 	if l.size >= 0 && n != l.size {
-		return fmt.Errorf("%w: layer %s has %d bytes, its manifest says %d", ErrCorrupt, l.digest, n, l.size)
+		return fmt.Errorf("%w: it has %d bytes, the manifest says %d", ErrCorrupt, n, l.size)
 	}
 	if got := digestSum(packed); l.digest != "" && got != l.digest {
-		return fmt.Errorf("%w: layer %s arrived as %s", ErrCorrupt, l.digest, got)
+		return fmt.Errorf("%w: it arrived as %s", ErrCorrupt, got)
 	}
 	if got := digestSum(plain); got != l.diffID {
-		return fmt.Errorf("%w: layer %s unpacks to %s, its image says %s", ErrCorrupt, l.digest, got, l.diffID)
+		return fmt.Errorf("%w: it unpacks to %s, the image says %s", ErrCorrupt, got, l.diffID)
 	}
 	return nil
 }

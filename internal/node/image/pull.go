@@ -82,14 +82,14 @@ func (s *Store) pull(ctx context.Context, ref Ref, logins []Credential, report f
 			report(Progress{Status: StatusDone, Done: img.Size, Total: img.Size})
 			return img, nil
 		}
-		err = s.explain(ref, err)
+		err = explain(err)
 		failed = append(failed, err)
 		// Registries say "not found" for what one may not see.
 		if !errors.Is(err, ErrUnauthorized) && !errors.Is(err, ErrNotFound) {
 			break
 		}
 	}
-	return Image{}, several(failed)
+	return Image{}, fmt.Errorf("failed to pull image %q: %w", ref, several(failed))
 }
 
 // several is one error of many; what is said twice is kept once.

@@ -238,17 +238,20 @@ func (se *session) pause(ctx context.Context, try int, err error) bool {
 
 // explain gives an error of the registry its kind and keeps the registry's
 // words, as a person reads them in a pod's status.
-func (s *Store) explain(ref Ref, err error) error {
+func explain(err error) error {
 	if e := new(transport.Error); errors.As(err, &e) {
-		return fmt.Errorf("%s: %w: %s", ref, kindOf(e.StatusCode), words(e))
+		return fmt.Errorf("%w: %s", kindOf(e.StatusCode), words(e))
 	}
 	if e := new(url.Error); errors.As(err, &e) && errors.Is(e.Err, ErrTimeout) {
 		err = e.Err
 	}
+	if errors.Is(err, io.EOF) {
+		err = fmt.Errorf("%w: registry closed the connection: %w", ErrUnavailable, err)
+	}
 	if strings.Contains(err.Error(), "server gave HTTP response to HTTPS client") && !errors.Is(err, ErrInsecure) {
 		err = fmt.Errorf("%w; %w: it is not a loopback address, and not set as insecure", err, ErrInsecure)
 	}
-	return fmt.Errorf("%s: %w", ref, err)
+	return err
 }
 
 func kindOf(status int) error {

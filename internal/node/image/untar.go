@@ -307,8 +307,12 @@ func isSparse(h *tar.Header) bool {
 // become holes again; their length is bounded like that of any other bytes.
 func (u *untarrer) write(f *os.File, body io.Reader, size int64, sparse bool) error {
 	u.out.Bytes += size
+	buf := u.buf
+	if sparse {
+		buf = buf[:32<<10] // holes are found in steps of this
+	}
 	for left := size; left > 0; {
-		chunk := u.buf[:min(left, int64(len(u.buf)))]
+		chunk := buf[:min(left, int64(len(buf)))]
 		if _, err := io.ReadFull(body, chunk); err != nil {
 			return badStream(err)
 		}
