@@ -5,6 +5,7 @@ package container
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -26,7 +27,7 @@ type hierarchies struct {
 	unified bool
 	roots   map[string]string // v1 controller: mount point
 	swap    bool              // swap can be bounded
-	mu      sync.RWMutex      // held for writing while a parent is removed
+	mu      sync.RWMutex      // held for writing while empty parents are removed
 }
 
 // findHierarchies looks once. On v1 and hybrid machines only the controllers
@@ -77,33 +78,26 @@ func (h *hierarchies) create(m cgroups.Manager) error {
 	return nil
 }
 
-// destroy removes a cgroup, and its parent if that is empty now.
+// destroy removes a cgroup, and those above it that are empty now.
 func (h *hierarchies) destroy(m cgroups.Manager) error {
+	paths := maps.Clone(m.GetPaths())
 	if err := m.Destroy(); err != nil {
 		return fmt.Errorf("remove cgroup: %w", err)
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, dir := range m.GetPaths() {
-		_ = unix.Rmdir(filepath.Dir(dir)) // others may be in it
-	}
-	return nil
-}
-
-// removeAncestors removes what destroy leaves of parent: the directories
-// above pods.
-func (h *hierarchies) removeAncestors(parent string) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	roots := h.roots
-	if h.unified {
-		roots = map[string]string{"": fs2.UnifiedMountpoint}
-	}
-	for _, root := range roots {
-		for dir := filepath.Join("/", parent); dir != "/"; dir = filepath.Dir(dir) {
-			_ = unix.Rmdir(filepath.Join(root, dir))
+	for name, dir := range paths {
+		root := h.roots[name]
+		if h.unified {
+			root = fs2.UnifiedMountpoint
+		}
+		for dir = filepath.Dir(dir); len(dir) > len(root); dir = filepath.Dir(dir) {
+			if unix.Rmdir(dir) != nil {
+				break // others are in it
+			}
 		}
 	}
+	return nil
 }
 
 // tasks are the files through which a thread enters a v1 cgroup.

@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -397,11 +396,6 @@ func (s *server) shutdown() error {
 		done.Go(func() { errs[i] = s.remove(b.record.Spec.ID) })
 	}
 	done.Wait()
-	for _, b := range boxes {
-		if parent := strings.Trim(filepath.Dir(b.record.Spec.CgroupParent), "/"); parent != "" && parent != "." {
-			s.host.groups.removeAncestors(parent)
-		}
-	}
 	return errors.Join(errs...)
 }
 
