@@ -17,13 +17,13 @@ up: build
 build:
 	@mkdir -p bin
 	@test -d "$$($(GO) env GOCACHE)/00" || echo "First build: Kubernetes is compiled too; this takes some minutes."
-	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/sonagi ./cmd/sonagi
+	$(GO) build -ldflags '$(LDFLAGS)' -o bin/sonagi ./cmd/sonagi
 
 # kn is upstream's client, for the scenarios and for you.
 kn: bin/kn
 bin/kn: test/kn/go.mod
 	@mkdir -p bin
-	cd test/kn && $(GO) build -trimpath -ldflags '-s -w' -o ../../bin/kn knative.dev/client/cmd/kn
+	cd test/kn && $(GO) build -ldflags '-s -w' -o ../../bin/kn knative.dev/client/cmd/kn
 
 test: build kn check unit race scenario
 

@@ -11,11 +11,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io/fs"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/sonagi/sonagi/internal/cluster/pki"
+	"github.com/sonagi/sonagi/internal/node/network"
 )
 
 // Settings are all that can be chosen when the platform starts. They are kept
@@ -132,6 +137,35 @@ func (s Settings) DNSIP() netip.Addr {
 		a = a.Next()
 	}
 	return a
+}
+
+// certificates says for whom the control plane's certificates are.
+func (s Settings) certificates() pki.Options {
+	bridge := s.BridgeIP().String()
+	return pki.Options{
+		Addresses: []string{"127.0.0.1", bridge, s.ServiceCIDR.Masked().Addr().Next().String()},
+		Names: []string{"localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc",
+			"kubernetes.default.svc." + s.ClusterDomain},
+		Server:        fmt.Sprintf("https://127.0.0.1:%d", s.APIPort),
+		NodeName:      s.NodeName,
+		NodeAddresses: []string{"127.0.0.1", bridge},
+		Kubeconfig:    s.Kubeconfig(),
+	}
+}
+
+// network says where the pods' network is. Names other than the default
+// bridge's are derived from it, so that two platforms can share a machine.
+func (s Settings) network(log *slog.Logger) network.Options {
+	o := network.Options{
+		Dir: s.Path("run", "sandboxes"), Bridge: s.Bridge, Table: s.Bridge, LinkPrefix: "sgi",
+		PodCIDR: s.PodCIDR, ServiceCIDR: s.ServiceCIDR, Log: log,
+	}
+	if s.Bridge != Defaults().Bridge {
+		h := fnv.New32a()
+		_, _ = h.Write([]byte(s.Bridge))
+		o.LinkPrefix = fmt.Sprintf("s%05x", h.Sum32()&0xfffff)
+	}
+	return o
 }
 
 // URLSuffix is what follows the host in a route's URL: empty, or the gateway's port.

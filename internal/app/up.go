@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/sonagi/sonagi/internal/check"
+	"github.com/sonagi/sonagi/internal/cluster/pki"
 	"github.com/sonagi/sonagi/internal/supervise"
 )
 
@@ -45,6 +46,10 @@ func Up(ctx context.Context, s Settings, o UpOptions) error {
 		return err
 	}
 	if err := s.Save(); err != nil {
+		return err
+	}
+	// Before the children, because node may need its credentials before control is up.
+	if _, err := pki.Ensure(s.Path("pki"), s.certificates()); err != nil {
 		return err
 	}
 	files, err := listeners(s)

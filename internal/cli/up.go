@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
-	"os"
 
 	"github.com/spf13/cobra"
 
@@ -28,7 +27,7 @@ func up(d *dataDir) *cobra.Command {
 				return err
 			}
 			return app.Up(c.Context(), s, app.UpOptions{
-				Out: c.OutOrStdout(), Deploy: f.deploy, MergeKubeconfig: f.merge, Plain: !isTerminal(os.Stdout),
+				Out: c.OutOrStdout(), Deploy: f.deploy, MergeKubeconfig: f.merge, PortGiven: c.Flags().Changed("port"),
 			})
 		},
 	}
@@ -106,9 +105,4 @@ func (f *upFlags) apply(c *cobra.Command, s *app.Settings) error {
 		*p.to = prefix.Masked()
 	}
 	return nil
-}
-
-func isTerminal(f *os.File) bool {
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
