@@ -1,0 +1,493 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"context"
+	"errors"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"github.com/sonagi/sonagi/internal/mesh/routing"
+	"github.com/sonagi/sonagi/internal/serving/breaker"
+)
+
+// exchange serves the request whose head has been read. It reports whether the
+// connection can take another.
+func (c *conn) exchange() bool {
+	started := c.g.now()
+	target, no := c.match(started)
+	if no != nil {
+		return c.refuse(no)
+	}
+	if c.odd(target.Revision) {
+		c.handOver()
+		return false
+	}
+	if no := c.body.begin(c); no != nil {
+		c.reject(no)
+		return false
+	}
+	c.origin.tagHeader, c.origin.tag = target.TagHeader, target.Tag
+
+	x := &c.x
+	x.revision, x.started, x.status, x.answered = target.Revision, started, 0, false
+	keep := x.run()
+	if !keep && x.unread {
+		c.linger()
+	}
+	x.unread = false
+	c.takeExtra()
+	c.ended = c.g.now()
+	c.g.Observe(target.Revision, x.status, c.ended-started)
+	return keep && !c.g.draining.Load()
+}
+
+// odd reports whether the request is one for the other server: its app speaks
+// HTTP/2, or the client would like to.
+func (c *conn) odd(r *routing.Revision) bool {
+	if c.req.upgrade && fold(c.req.protocol, "h2c") && c.req.settings && !c.req.bodied() {
+		return true
+	}
+	return r.Protocol == routing.H2C && !c.req.upgrading()
+}
+
+// match finds the target of the request.
+func (c *conn) match(started time.Duration) (routing.Target, *refusal) {
+	q := routing.Query{Internal: c.face.internal, Tag: text(c.req.tag)}
+	q.Host = text(normal(c.host[:0], c.req.host))
+	target, why := c.g.Tables.Load().Match(q)
+	if why == routing.Matched {
+		return target, nil
+	}
+	if why == routing.UnknownRevision || c.g.Tables.Load() == nil {
+		c.wait(nil)
+		target, why = c.g.awaitMatch(q)
+	}
+	return target, refuseMatch(why)
+}
+
+// awaitMatch waits for the first table, or for a revision that a route names
+// already: the two come by different ways.
+func (g *Gateway) awaitMatch(q routing.Query) (target routing.Target, why routing.Refusal) {
+	ctx, cancel := context.WithTimeout(context.Background(), g.Times.Table)
+	defer cancel()
+	_, _ = g.Tables.Wait(ctx, func(t *routing.Table) bool {
+		target, why = t.Match(q)
+		return t != nil && why != routing.UnknownRevision
+	})
+	return target, why
+}
+
+func refuseMatch(why routing.Refusal) *refusal {
+	switch why {
+	case routing.Matched:
+		return nil
+	case routing.UnknownRevision:
+		return &refusal{status: 503, rule: why.String(), body: "no healthy upstream\n"}
+	}
+	return &refusal{status: 404, rule: why.String()}
+}
+
+// normal writes a host in lower case, without port and final dot.
+func normal(out, host []byte) []byte {
+	for i := len(host) - 1; i >= 0 && host[i] != ']'; i-- {
+		if host[i] == ':' {
+			host = host[:i]
+			break
+		}
+	}
+	if n := len(host); n > 0 && host[n-1] == '.' {
+		host = host[:n-1]
+	}
+	if len(host) > cap(out) {
+		return nil // longer than any name
+	}
+	for _, b := range host {
+		if b >= 'A' && b <= 'Z' {
+			b |= 0x20
+		}
+		out = append(out, b)
+	}
+	return out
+}
+
+// text is p as a string, for as long as p stays as it is.
+func text(p []byte) string { return unsafe.String(unsafe.SliceData(p), len(p)) }
+
+// refuse answers with a refusal. The connection goes on if the request is over
+// with its head, or its body is here.
+func (c *conn) refuse(no *refusal) bool {
+	if c.body.begin(c) != nil || !c.body.whole || c.req.close || c.req.minor == 0 {
+		c.reject(no)
+		return false
+	}
+	c.out = no.append(c.out[:0], time.Now(), false, string(c.req.method) == "HEAD")
+	_, err := c.s.Write(c.out)
+	c.ended = c.g.now()
+	return err == nil
+}
+
+// exchange is a request on its way.
+type exchange struct {
+	*conn
+	revision *routing.Revision
+	started  time.Duration
+
+	lease   breaker.Lease
+	leased  bool
+	framing framing
+	unread  bool // the client may be sending the rest of the body
+	status  int  // that the client has got, or would have
+}
+
+// run forwards the request and its answer.
+func (x *exchange) run() bool {
+	defer x.release()
+	if no := x.reserve(); no != nil {
+		return x.failed(no)
+	}
+	x.out = appendRequest(x.out[:0], &x.req, &x.origin)
+	up, no := x.ask()
+	if no != nil {
+		return x.failed(no)
+	}
+	return x.answer(up)
+}
+
+// failed answers with a refusal, unless there is nobody to read it.
+func (x *exchange) failed(no *refusal) bool {
+	x.finish()
+	x.status = no.status
+	if no == gone {
+		return false
+	}
+	if x.answered {
+		x.s.Reset()
+		return false
+	}
+	x.s.Resume()
+	return x.refuse(no)
+}
+
+// gone refuses a request whose client has left. The status is for the log.
+var gone = &refusal{status: 499, rule: errClientGone.Error()}
+
+func (x *exchange) release() {
+	if x.leased {
+		x.leased = false
+		x.g.Pods.Release(x.lease)
+	}
+}
+
+// reserve takes a place in a pod, and waits for one if it has to.
+func (x *exchange) reserve() *refusal {
+	if x.lease, x.leased = x.g.Pods.Try(x.revision); x.leased {
+		return nil
+	}
+	return x.held(func(ctx context.Context) (breaker.Lease, error) {
+		return x.g.Pods.Reserve(ctx, x.revision)
+	})
+}
+
+// elsewhere exchanges a place in a pod that does not answer.
+func (x *exchange) elsewhere() *refusal {
+	x.leased = false
+	lease := x.lease
+	return x.held(func(ctx context.Context) (breaker.Lease, error) {
+		return x.g.Pods.Elsewhere(ctx, x.revision, lease)
+	})
+}
+
+// held waits for a place until the request's time is over or its client has
+// left.
+func (x *exchange) held(take func(context.Context) (breaker.Lease, error)) *refusal {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	if d := x.wholeTime(); d > 0 {
+		stop := time.AfterFunc(d-(x.g.now()-x.started), func() { cancel(errTimeout) })
+		defer stop.Stop()
+	}
+	x.wait(cancel)
+	lease, err := take(ctx)
+	x.mu.Lock()
+	x.unwatch()
+	x.cancel = nil
+	left := x.cause != nil
+	x.mu.Unlock()
+	if err != nil {
+		return refuseHeld(err)
+	}
+	x.lease, x.leased = lease, true
+	if left {
+		return gone
+	}
+	return nil
+}
+
+// wholeTime is how long the request may take until its answer starts.
+func (x *exchange) wholeTime() time.Duration {
+	d := x.revision.Timeout
+	if s := x.revision.ResponseStart; s > 0 && (d == 0 || s < d) {
+		d = s
+	}
+	return d
+}
+
+// wait enters the phase in which a context keeps the time. Cancel is called
+// when the client leaves.
+func (c *conn) wait(cancel func(error)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.phase, c.cancel = waiting, cancel
+	c.due.Store(never)
+	if cancel != nil {
+		c.watch()
+	}
+}
+
+func refuseHeld(err error) *refusal {
+	switch {
+	case errors.Is(err, errClientGone):
+		return gone
+	case errors.Is(err, errTimeout):
+		return &refusal{status: 504, rule: "timeout while waiting for a pod", body: "activator request timeout"}
+	case errors.Is(err, breaker.ErrFull):
+		return &refusal{status: 503, rule: err.Error(), body: err.Error() + "\n"}
+	}
+	return &refusal{status: 500, rule: err.Error()}
+}
+
+const (
+	// maxTries is how often a request is sent, at most, to pods that close the
+	// connection without an answer.
+	maxTries = 3
+	// refusedFor is how long a request is held for pods that are said to be
+	// ready and refuse connections.
+	refusedFor = 10 * time.Second
+)
+
+// ask sends the request and reads the head of the answer.
+func (x *exchange) ask() (*upstream, *refusal) {
+	safe := x.body.whole && x.req.idempotent()
+	fresh := false
+	for try := 1; ; {
+		up, no := x.connect(safe, fresh)
+		if no != nil {
+			return nil, no
+		}
+		sent, err := x.send(up)
+		if err == nil {
+			if err = x.hear(up); err == nil {
+				return up, nil
+			}
+		}
+		x.finish()
+		heard := up.w > 0
+		up.free(x.g.small)
+		up.Close()
+		if no := x.interrupted(); no != nil {
+			return nil, no
+		}
+		retry := !heard && !x.answered && x.body.whole && (safe || sent == 0 && err != nil)
+		switch {
+		case !retry || !up.again && try >= maxTries:
+			return nil, badGateway(err)
+		case up.again:
+			// It was closed while it was idle: that says nothing of the pod.
+			// Its other idle connections may be no better.
+			fresh = true
+		default:
+			try++
+			if no := x.elsewhere(); no != nil {
+				return nil, no
+			}
+		}
+	}
+}
+
+// connect returns a connection to the pod of the lease, or to another one if
+// that cannot be reached. Safe requests need not know that it is alive.
+func (x *exchange) connect(safe, fresh bool) (*upstream, *refusal) {
+	for {
+		pod := x.lease.Pod()
+		var up *upstream
+		if !fresh {
+			up = x.g.ups.get(pod, x.started, !safe)
+		}
+		if up == nil {
+			var err error
+			if up, err = x.dial(pod); err != nil {
+				if x.g.now()-x.started > refusedFor && errors.Is(err, syscall.ECONNREFUSED) {
+					return nil, badGateway(err)
+				}
+				if no := x.elsewhere(); no != nil {
+					if no.status == 504 {
+						no = badGateway(err)
+					}
+					return nil, no
+				}
+				continue
+			}
+		}
+		x.attach(up)
+		return up, nil
+	}
+}
+
+func (x *exchange) dial(pod *breaker.Pod) (*upstream, error) {
+	ctx := context.Background()
+	if d := x.wholeTime(); d > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, max(time.Millisecond, d-(x.g.now()-x.started)))
+		defer cancel()
+	}
+	return x.g.ups.dial(ctx, pod)
+}
+
+// attach makes the connection the one that is interrupted when the request is
+// late or its client leaves.
+func (x *exchange) attach(up *upstream) {
+	r := x.revision
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.phase, x.since = exchanging, x.started
+	x.up = up
+	x.limits = limits{idle: r.Idle}
+	due := x.started + watchAfter
+	if r.Timeout > 0 {
+		x.limits.total = x.started + r.Timeout
+		due = min(due, x.limits.total)
+	}
+	if r.ResponseStart > 0 {
+		x.limits.start = x.started + r.ResponseStart
+		due = min(due, x.limits.start)
+	}
+	if r.Idle > 0 {
+		x.progress.Store(int64(x.started))
+		due = min(due, x.started+r.Idle)
+	}
+	x.due.Store(int64(due))
+}
+
+// finish ends the exchange with the pod: from here on nobody interrupts
+// anything. It stops whoever still reads the body of the request, or watches.
+// It reports whether both connections are as good as before.
+func (x *exchange) finish() bool {
+	whole := x.stopPump()
+	x.due.Store(never)
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.phase, x.up = waiting, nil
+	x.unwatch()
+	return whole && x.cause == nil
+}
+
+// stopPump ends the reading of the request's body, and reports whether it has
+// been sent whole.
+func (x *exchange) stopPump() bool {
+	if !x.body.running {
+		return true
+	}
+	x.body.running, x.unread = false, true
+	select {
+	case err := <-x.body.pumped:
+		x.unread = err != nil
+		return err == nil
+	default:
+	}
+	x.mu.Lock()
+	x.stopping = true
+	if x.up != nil {
+		x.up.InterruptWrite()
+	}
+	if x.pumping {
+		x.s.InterruptRead()
+	}
+	x.mu.Unlock()
+	<-x.body.pumped
+	x.s.ResumeRead()
+	return false
+}
+
+// interrupted says why the exchange was ended, if it was.
+func (x *exchange) interrupted() *refusal {
+	x.mu.Lock()
+	cause := x.cause
+	x.mu.Unlock()
+	switch {
+	case cause == nil:
+		return x.body.fault()
+	case errors.Is(cause, errClientGone):
+		return gone
+	}
+	return &refusal{status: 504, rule: cause.Error(), body: "request timeout"}
+}
+
+// send writes the head, and what there is of the body; the rest follows while
+// the answer is awaited.
+func (x *exchange) send(up *upstream) (int, error) {
+	n, err := up.WriteTwo(x.out, x.body.first)
+	if err == nil && !x.body.whole {
+		x.pump(up)
+	}
+	return n, err
+}
+
+// hear reads the head of the answer, and passes on those that come before it.
+func (x *exchange) hear(up *upstream) error {
+	for {
+		x.resp.reset(true)
+		for {
+			if up.r < up.w {
+				done, no := x.resp.parse(up.rest())
+				if no != nil {
+					return no
+				}
+				if done {
+					break
+				}
+			}
+			if err := up.fill(x.g.small); err != nil {
+				return err
+			}
+		}
+		if x.resp.status >= 200 || x.resp.status == 101 {
+			return nil
+		}
+		if err := x.inform(); err != nil {
+			return err
+		}
+		up.r += x.resp.pos
+	}
+}
+
+// inform passes on an answer that is not the last.
+func (x *exchange) inform() error {
+	if x.req.minor == 0 {
+		return nil
+	}
+	x.mark()
+	// The request has gone out whole, or is read by now: nothing is sent again
+	// after this.
+	_, err := x.s.Write(appendResponse(nil, &x.resp, reply{}))
+	return err
+}
+
+// mark notes that the client has got something of an answer.
+func (x *exchange) mark() {
+	x.mu.Lock()
+	x.answered = true
+	x.mu.Unlock()
+}
+
+// badGateway is what Knative's proxy answers when the app does not.
+func badGateway(err error) *refusal {
+	var no *refusal
+	if errors.As(err, &no) {
+		return no
+	}
+	text := err.Error()
+	return &refusal{status: 502, rule: text, body: text + "\n"}
+}
