@@ -81,7 +81,7 @@ func control(dir, port string) error {
 		LocalPathDir: filepath.Join(dir, "volumes"), NodeName: "one", Log: log,
 	})
 	schedule := scheduler.New(scheduler.Options{REST: api.RESTConfig(), Informers: api.Informers()})
-	return run.Stages(ctx, teller{begun}, []run.Task{store.Task()}, []run.Task{api.Task()}, []run.Task{control.Task(), schedule.Task()}, []run.Task{{
+	return run.Stages(ctx, teller{begun}, []run.Task{store.Task()}, []run.Task{api.Task(), control.Task(), schedule.Task()}, []run.Task{{
 		Name: "all",
 		Run:  func(ctx context.Context) error { <-ctx.Done(); return nil },
 	}})

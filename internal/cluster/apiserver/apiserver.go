@@ -86,7 +86,7 @@ type Server struct {
 	fatal   chan error
 }
 
-// New prepares a server; it touches nothing before its task runs.
+// New prepares a server; nothing but upstream's logger changes before its task runs.
 func New(o Options) *Server {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -95,7 +95,7 @@ func New(o Options) *Server {
 		o.Issuer = "https://kubernetes.default.svc.cluster.local"
 	}
 	loop := newLoopback()
-	return &Server{
+	s := &Server{
 		options: o,
 		log:     o.Log,
 		loop:    loop,
@@ -104,6 +104,8 @@ func New(o Options) *Server {
 		failed:  make(chan struct{}),
 		fatal:   make(chan error, 1),
 	}
+	s.bridgeKlog()
+	return s
 }
 
 // RESTConfig is how this process talks to the API: privileged, unthrottled,
@@ -143,7 +145,6 @@ var errNotStarted = fmt.Errorf("the API server did not start")
 
 func (s *Server) run(ctx context.Context) error {
 	defer close(s.failed)
-	s.bridgeKlog()
 	listener, err := listen(ctx, s.options.Listen)
 	if err != nil {
 		return err

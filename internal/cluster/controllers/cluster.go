@@ -6,9 +6,11 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apiserver/pkg/quota/v1/generic"
 	"k8s.io/client-go/util/keyutil"
 	"k8s.io/klog/v2"
@@ -53,13 +55,26 @@ func cluster(ctx context.Context, t *tools) ([]loop, error) {
 func namespaces(ctx context.Context, t *tools) ([]loop, error) {
 	// Deleting a namespace asks for the kinds afresh: forgetting one that was
 	// just added would leave its objects behind.
-	c := namespace.NewNamespaceController(ctx, t.client, t.metadata, t.client.Discovery().ServerPreferredNamespacedResources,
+	c := namespace.NewNamespaceController(ctx, t.client, t.metadata, onceRunning(t.client.Discovery().ServerPreferredNamespacedResources),
 		t.informers.Core().V1().Namespaces(), 0, corev1.FinalizerKubernetes)
 	roles := clusterroleaggregation.NewClusterRoleAggregation(t.informers.Rbac().V1().ClusterRoles(), t.client.RbacV1())
 	return []loop{
 		func(ctx context.Context) { c.Run(ctx, workers) },
 		func(ctx context.Context) { roles.Run(ctx, 1) },
 	}, nil
+}
+
+// onceRunning answers the first question itself. Constructors of upstream ask
+// which kinds there are (one to save itself a refusal later, one to watch them
+// early), and there is no server yet. An empty answer would end the process.
+func onceRunning(ask func() ([]*metav1.APIResourceList, error)) func() ([]*metav1.APIResourceList, error) {
+	var asked atomic.Bool
+	return func() ([]*metav1.APIResourceList, error) {
+		if !asked.Swap(true) {
+			return []*metav1.APIResourceList{{GroupVersion: "v1"}}, nil
+		}
+		return ask()
+	}
 }
 
 // identities gives each namespace its default account and the CA, and fills token secrets.
@@ -193,7 +208,7 @@ func quota(ctx context.Context, t *tools) ([]loop, error) {
 		ReplenishmentResyncPeriod: resync,
 		InformerFactory:           wholeOrNames{t.informers, t.names},
 		InformersStarted:          t.started,
-		DiscoveryFunc:             t.kinds.ServerPreferredNamespacedResources,
+		DiscoveryFunc:             onceRunning(t.kinds.ServerPreferredNamespacedResources),
 		IgnoredResourcesFunc:      config.IgnoredResources,
 		Registry:                  generic.NewRegistry(config.Evaluators()),
 		UpdateFilter:              quotainstall.DefaultUpdateFilter(),

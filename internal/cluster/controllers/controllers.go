@@ -16,6 +16,8 @@
 //   - Nothing polls the API for what an event tells. Upstream asks twice a
 //     minute which kinds exist; here that answer is kept until a kind comes
 //     or goes (kinds.go).
+//   - Every controller is made before any informer starts. Some of upstream's
+//     are not whole yet when they register for events, and rely on that.
 //   - Clients are unthrottled: the way to the API server is a function call,
 //     and it has its own bound on requests in flight.
 package controllers
@@ -48,8 +50,8 @@ const stopGrace = 5 * time.Second
 type Options struct {
 	REST *rest.Config
 
-	// Informers are shared with whoever else reads the same kinds; they must
-	// not carry managed fields (nobody reads them) and need not be started.
+	// Informers are shared with whoever else reads the same kinds. They must
+	// not carry managed fields (nobody reads them), and not be started yet.
 	Informers informers.SharedInformerFactory
 
 	PKI    *pki.Files
@@ -64,17 +66,27 @@ type Options struct {
 
 // Controllers are all controllers of this process.
 type Controllers struct {
-	options Options
-	synced  chan struct{}
-	failed  chan struct{}
+	tools  *tools
+	loops  []loop
+	err    error
+	life   context.Context // of what the constructors start
+	end    context.CancelFunc
+	synced chan struct{}
+	failed chan struct{}
 }
 
-// New prepares the controllers; it touches nothing before its task runs.
+// New makes the controllers. It talks to nobody, but asks for informers: call
+// it before any task runs that starts them. What is wrong, the task says.
 func New(o Options) *Controllers {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Controllers{options: o, synced: make(chan struct{}), failed: make(chan struct{})}
+	c := &Controllers{synced: make(chan struct{}), failed: make(chan struct{})}
+	c.life, c.end = context.WithCancel(context.Background())
+	if c.tools, c.err = newTools(o); c.err == nil {
+		c.loops, c.err = construct(c.life, c.tools)
+	}
+	return c
 }
 
 // Task runs all controllers until its context ends. It may start together
@@ -96,21 +108,17 @@ func (c *Controllers) ready(ctx context.Context) error {
 
 func (c *Controllers) run(ctx context.Context) error {
 	defer close(c.failed)
-	t, err := newTools(ctx, c.options)
-	if err != nil {
-		return err
+	defer c.end()
+	if c.err != nil {
+		return c.err
 	}
-	loops, err := construct(ctx, t)
-	if err != nil {
-		return err
-	}
-	t.start(ctx)
+	c.tools.start(ctx)
 	var running sync.WaitGroup
-	for _, loop := range loops {
+	for _, loop := range c.loops {
 		running.Go(func() { loop(ctx) })
 	}
 	go func() {
-		t.informers.WaitForCacheSync(ctx.Done())
+		c.tools.informers.WaitForCacheSync(ctx.Done())
 		close(c.synced)
 	}()
 	<-ctx.Done()
@@ -131,8 +139,7 @@ func wait(running *sync.WaitGroup) error {
 // A loop runs one controller until its context ends.
 type loop func(context.Context)
 
-// construct makes every controller. All must exist before the informers
-// start, because making one is what asks for its informers.
+// construct makes every controller.
 func construct(ctx context.Context, t *tools) ([]loop, error) {
 	var loops []loop
 	for _, group := range []func(context.Context, *tools) ([]loop, error){workloads, cluster, storage} {
@@ -161,7 +168,7 @@ type tools struct {
 	started   chan struct{}
 }
 
-func newTools(ctx context.Context, o Options) (*tools, error) {
+func newTools(o Options) (*tools, error) {
 	client, err := kubernetes.NewForConfig(o.REST)
 	if err != nil {
 		return nil, fmt.Errorf("client: %w", err)

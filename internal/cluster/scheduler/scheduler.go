@@ -12,8 +12,9 @@
 //     creation starts; one that did not fit is tried again when an event
 //     could have changed that, and then at once: the back-off is as short as
 //     upstream lets it be, since nobody else competes for the one node.
-//   - Informers are shared with the rest of the process, except that of pods:
-//     the scheduler must not count pods that have ended.
+//   - It is made before any informer starts, and informers are shared with the
+//     rest of the process, except that of pods: the scheduler must not count
+//     pods that have ended.
 package scheduler
 
 import (
@@ -50,14 +51,49 @@ type Options struct {
 
 // A Scheduler binds pods to nodes.
 type Scheduler struct {
-	options Options
-	synced  chan struct{}
-	failed  chan struct{}
+	client   kubernetes.Interface
+	shared   factory
+	upstream *scheduler.Scheduler
+	events   events.EventBroadcaster
+	err      error
+	end      context.CancelFunc
+	synced   chan struct{}
+	failed   chan struct{}
 }
 
-// New prepares a scheduler; it touches nothing before its task runs.
+// New makes the scheduler. It talks to nobody, but asks for informers: call
+// it before any task runs that starts them. What is wrong, the task says.
 func New(o Options) *Scheduler {
-	return &Scheduler{options: o, synced: make(chan struct{}), failed: make(chan struct{})}
+	s := &Scheduler{synced: make(chan struct{}), failed: make(chan struct{})}
+	life, end := context.WithCancel(context.Background())
+	s.end = end
+	s.err = s.construct(life, o)
+	return s
+}
+
+func (s *Scheduler) construct(life context.Context, o Options) error {
+	var err error
+	if s.client, err = kubernetes.NewForConfig(o.REST); err != nil {
+		return fmt.Errorf("scheduler client: %w", err)
+	}
+	config, err := latest.Default()
+	if err != nil {
+		return fmt.Errorf("scheduler profile: %w", err)
+	}
+	s.events = events.NewBroadcaster(&events.EventSinkImpl{Interface: s.client.EventsV1()})
+	s.shared = withoutEnded(o.Informers, s.client)
+	s.upstream, err = scheduler.New(life, s.client, s.shared, nil, profile.NewRecorderFactory(s.events),
+		scheduler.WithComponentConfigVersion(config.APIVersion),
+		scheduler.WithKubeConfig(o.REST),
+		scheduler.WithProfiles(config.Profiles...),
+		scheduler.WithParallelism(parallelism),
+		scheduler.WithPodInitialBackoffSeconds(backoffSeconds),
+		scheduler.WithPodMaxBackoffSeconds(maxBackoffSeconds),
+	)
+	if err != nil {
+		return fmt.Errorf("make the scheduler: %w", err)
+	}
+	return nil
 }
 
 // Task runs the scheduler until its context ends. It may start together with
@@ -79,39 +115,21 @@ func (s *Scheduler) ready(ctx context.Context) error {
 
 func (s *Scheduler) run(ctx context.Context) error {
 	defer close(s.failed)
-	client, err := kubernetes.NewForConfig(s.options.REST)
-	if err != nil {
-		return fmt.Errorf("scheduler client: %w", err)
+	defer s.end()
+	if s.err != nil {
+		return s.err
 	}
-	broadcaster := events.NewBroadcaster(&events.EventSinkImpl{Interface: client.EventsV1()})
-	broadcaster.StartRecordingToSink(ctx.Done())
-	defer broadcaster.Shutdown()
-
-	config, err := latest.Default()
-	if err != nil {
-		return fmt.Errorf("scheduler profile: %w", err)
-	}
-	shared := withoutEnded(s.options.Informers, client)
-	upstream, err := scheduler.New(ctx, client, shared, nil, profile.NewRecorderFactory(broadcaster),
-		scheduler.WithComponentConfigVersion(config.APIVersion),
-		scheduler.WithKubeConfig(s.options.REST),
-		scheduler.WithProfiles(config.Profiles...),
-		scheduler.WithParallelism(parallelism),
-		scheduler.WithPodInitialBackoffSeconds(backoffSeconds),
-		scheduler.WithPodMaxBackoffSeconds(maxBackoffSeconds),
-	)
-	if err != nil {
-		return fmt.Errorf("make the scheduler: %w", err)
-	}
-	shared.Start(ctx.Done())
-	shared.WaitForCacheSync(ctx.Done())
-	if err := upstream.WaitForHandlersSync(ctx); err != nil {
+	s.events.StartRecordingToSink(ctx.Done())
+	defer s.events.Shutdown()
+	s.shared.Start(ctx.Done())
+	s.shared.WaitForCacheSync(ctx.Done())
+	if err := s.upstream.WaitForHandlersSync(ctx); err != nil {
 		if ctx.Err() != nil {
 			return nil
 		}
 		return fmt.Errorf("scheduler: %w", err)
 	}
 	close(s.synced)
-	upstream.Run(ctx)
+	s.upstream.Run(ctx)
 	return nil
 }
