@@ -73,7 +73,7 @@ func manyServices(n int) []Service {
 	var all []Service
 	for i := range n {
 		ip := base
-		ip[2], ip[3] = byte(i/200), byte(10+i%200)
+		ip[2], ip[3] = byte(100+i/200), byte(10+i%200)
 		all = append(all, Service{
 			Name: fmt.Sprintf("ns-%d/web:http", i), ClusterIP: netip.AddrFrom4(ip), Proto: TCP, Port: 80,
 			Endpoints: []netip.AddrPort{

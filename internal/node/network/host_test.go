@@ -251,7 +251,7 @@ func neighbourHost(t testing.TB) (ns string, hostIP netip.Addr) {
 	}
 	t.Cleanup(func() { netlink.LinkDel(link) })
 	hostIP = netip.MustParseAddr("198.51.100.1")
-	configure(t, nil, "neigh0", "198.51.100.1/24", "")
+	configure(t, nil, "neigh0", "198.51.100.1/24", "198.51.100.2")
 	err = InNetNS(path, func() error {
 		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 		if err != nil {

@@ -172,7 +172,10 @@ func (t *table) refuse() *nftables.Chain {
 	return c
 }
 
-const icmpPortUnreachable = 3
+const (
+	icmpPortUnreachable = 3
+	dynsetDelete        = 2 // NFT_DYNSET_OP_DELETE
+)
 
 // check refuses what was not led anywhere: service addresses nobody answers.
 func (t *table) check(name string, hook *nftables.ChainHook, refuse *nftables.Chain) {
@@ -213,7 +216,8 @@ func (t *table) service(c *nftables.Chain, ch chain) error {
 	}
 	if ch.affinity > 0 {
 		pick = append(pick, clientKey(ch.id)...)
-		pick = append(pick, remember(ch))
+		// An update lets the endpoint of an element stand: a stale one goes first.
+		pick = append(pick, &expr.Dynset{SrcRegKey: reg0, SrcRegData: reg4, SetName: "affinity", Operation: dynsetDelete}, remember(ch))
 	}
 	t.rule(c, pick, dnat())
 	return nil
