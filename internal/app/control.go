@@ -9,12 +9,17 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apiserver/pkg/admission"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
 
 	sonagiadmission "github.com/sonagi/sonagi/internal/admission"
 	"github.com/sonagi/sonagi/internal/cluster/apiserver"
+	"github.com/sonagi/sonagi/internal/cluster/controllers"
 	"github.com/sonagi/sonagi/internal/cluster/etcd"
 	"github.com/sonagi/sonagi/internal/cluster/pki"
+	"github.com/sonagi/sonagi/internal/cluster/scheduler"
 	"github.com/sonagi/sonagi/internal/install"
+	"github.com/sonagi/sonagi/internal/kube"
 	"github.com/sonagi/sonagi/internal/run"
 )
 
@@ -39,12 +44,23 @@ func control(_ context.Context, s Settings, log *slog.Logger) ([][]run.Task, err
 		Log: log,
 	})
 	cfg := api.RESTConfig()
+	core, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		return nil, err
+	}
+	// One cache for all upstream controllers and the scheduler.
+	shared := informers.NewSharedInformerFactoryWithOptions(core, 0, informers.WithTransform(kube.Lean))
+	upstream := controllers.New(controllers.Options{
+		REST: cfg, Informers: shared, PKI: files, LocalPathDir: s.Path("volumes"), NodeName: s.NodeName, Log: log,
+	})
+	binder := scheduler.New(scheduler.Options{REST: cfg, Informers: shared})
 	return [][]run.Task{
 		{store.Task(), api.Task()}, // the API opens its storage as soon as the store is up
 		{once("platform objects", func(ctx context.Context) error {
 			_, err := install.Apply(ctx, cfg, s.installation(files))
 			return err
 		})},
+		{upstream.Task(), binder.Task()},
 	}, nil
 }
 

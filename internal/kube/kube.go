@@ -3,8 +3,7 @@
 // Package kube connects to the API: client, cache, apply, conditions.
 //
 // Law: every reconciler of this process shares one manager, and so one cache
-// per kind; what nobody reads (managed fields, last-applied copies) is dropped
-// before it is kept.
+// per kind; what nobody reads (managed fields) is dropped before it is kept.
 package kube
 
 import (
@@ -76,15 +75,11 @@ func NewManager(cfg *rest.Config, log *slog.Logger) (manager.Manager, error) {
 	return m, nil
 }
 
-// lastApplied is kubectl's copy of the whole object inside the object.
-const lastApplied = "kubectl.kubernetes.io/last-applied-configuration"
-
-// Lean drops from an object what no reconciler reads, before it is cached. An
-// object from the cache must therefore never be written back whole.
+// Lean drops from an object what no controller reads before it is cached. The
+// API server keeps the managed fields of an object that is written back without.
 func Lean(obj any) (any, error) {
 	if m, err := meta.Accessor(obj); err == nil {
 		m.SetManagedFields(nil)
-		delete(m.GetAnnotations(), lastApplied)
 	}
 	return obj, nil
 }
