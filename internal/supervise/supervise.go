@@ -140,7 +140,9 @@ func once(ctx context.Context, exe string, c Child, tell func(Event)) (ready boo
 	tell(Event{Child: c.Name, Pid: pid, At: time.Now()})
 
 	last := make(chan Report, 1)
-	go func() { last <- listen(ours, func(r Report) { tell(Event{Child: c.Name, Pid: pid, Report: r, At: time.Now()}) }) }()
+	go func() {
+		last <- listen(ours, func(r Report) { tell(Event{Child: c.Name, Pid: pid, Report: r, At: time.Now()}) })
+	}()
 	err = cmd.Wait()
 	final := <-last
 	if final.Error != "" {
