@@ -76,8 +76,8 @@ type Seen struct {
 	// for (Unknown when there is no target yet).
 	Ready, Replicas int32
 
-	// Surge is the load of requests that wait where no pod is: it counts
-	// before any load is recorded, so that the first request is enough.
+	// Surge is the least load to reckon with, whatever was recorded: of
+	// requests that wait where there were no pods. So the first is enough.
 	Surge float64
 
 	// Every moment between CoveredSince and Covered is accounted for: what
@@ -280,9 +280,7 @@ func (s *State) recommend(spec *Spec, seen Seen, now time.Time, d *Decision) {
 		s.load.add(at, 0)
 	}
 	d.Stable, d.Panic = s.load.average(spec, at)
-	if d.Stable == 0 && d.Panic == 0 {
-		d.Stable, d.Panic = seen.Surge, seen.Surge
-	}
+	d.Stable, d.Panic = max(d.Stable, seen.Surge), max(d.Panic, seen.Surge)
 	ready := max(1, float64(seen.Ready))
 	wanted := s.panicOr(spec, seen, wishes(spec, ready, d.Stable, d.Panic), now)
 	pods := s.delay(spec, wanted, now)

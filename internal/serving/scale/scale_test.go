@@ -48,22 +48,22 @@ func begin(t *testing.T, spec *Spec, replicas int32) *play {
 }
 
 func (p *play) decide(surge float64) {
-	for range 10 {
+	for range 4 {
 		covered := p.now
 		if p.silent {
 			covered = p.since
 		}
 		p.last = Decide(p.spec, Seen{p.ready, p.replicas, surge, p.since, covered}, &p.state, p.now)
 		p.decided++
-		p.again = p.last.Again
-		if p.last.Write {
-			p.replicas = p.last.Replicas
+		if p.again = p.last.Again; !p.again.IsZero() && !p.again.After(p.now) {
+			p.t.Fatalf("it wants to decide again at once at %v: %+v", p.now.Sub(dawn), p.last)
 		}
-		if p.again.IsZero() || p.again.After(p.now) {
+		if !p.last.Write {
 			return
 		}
+		p.replicas = p.last.Replicas
 	}
-	p.t.Fatalf("it wants to decide again and again at %v: %+v", p.now.Sub(dawn), p.last)
+	p.t.Fatalf("it writes and writes at %v: %+v", p.now.Sub(dawn), p.last)
 }
 
 // run lets time pass under a load.
@@ -428,11 +428,14 @@ func FuzzDecide(f *testing.F) {
 					seen.Replicas = d.Replicas
 				}
 				seen.Surge = 0
-				if d.Again.IsZero() || d.Again.After(now) {
+				if !d.Again.IsZero() && !d.Again.After(now) {
+					t.Fatalf("does not settle: %+v", d)
+				}
+				if !d.Write {
 					break
 				}
 				if n > 4 {
-					t.Fatalf("does not settle: %+v", d)
+					t.Fatalf("writes and writes: %+v", d)
 				}
 			}
 		}
