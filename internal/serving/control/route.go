@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/utils/ptr"
+	"knative.dev/pkg/apis"
+	duckv1 "knative.dev/pkg/apis/duck/v1"
+	"knative.dev/serving/pkg/apis/serving"
+	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/sonagi/sonagi/internal/serving/desired"
+	"github.com/sonagi/sonagi/internal/serving/traffic"
+)
+
+// routes assigns each Route's traffic and says so in its status, from which the gateway serves.
+type routes struct {
+	*common
+	gateway *programmed
+}
+
+// rolloutKey is where a status keeps how far its rollouts are.
+const rolloutKey = serving.GroupName + "/rollout"
+
+func (r routes) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	route := &servingv1.Route{}
+	result, err := reconcileStatus(ctx, r.common, req, route, r.do)
+	if route.Name != "" && route.DeletionTimestamp == nil {
+		return result, err
+	}
+	r.gateway.forget(req.NamespacedName)
+	if err == nil {
+		err = r.abandon(ctx, req.NamespacedName)
+	}
+	return result, err
+}
+
+func (r routes) do(ctx context.Context, before, route *servingv1.Route) (verdict, error) {
+	settings, err := r.settings.load(ctx)
+	if err != nil {
+		return verdict{}, err
+	}
+	if route.Generation != route.Status.ObservedGeneration {
+		route.Status.MarkIngressNotConfigured()
+	}
+	v, err := r.assign(ctx, before, route, settings)
+	if err != nil {
+		return v, err
+	}
+	return v, r.mark(ctx, route)
+}
+
+// assign fills in the traffic, if all of it can be served.
+func (r routes) assign(ctx context.Context, before, route *servingv1.Route, s *desired.Settings) (verdict, error) {
+	hosts, err := r.hosts(ctx, route, s)
+	if err != nil {
+		if errors.Is(err, desired.ErrDomain) {
+			route.Status.MarkRevisionTargetTrafficError("ErrorConfig", err.Error())
+			return verdict{}, nil
+		}
+		return verdict{}, err
+	}
+	route.Status.URL = hosts.url("")
+	shares, fault, err := r.shares(ctx, route)
+	if err != nil {
+		return verdict{}, err
+	}
+	if fault != nil {
+		m := route.GetConditionSet().Manage(&route.Status)
+		if fault.Failed {
+			m.MarkFalse(servingv1.RouteConditionAllTrafficAssigned, fault.Reason, "%s", fault.Message)
+		} else {
+			m.MarkUnknown(servingv1.RouteConditionAllTrafficAssigned, fault.Reason, "%s", fault.Message)
+		}
+		return verdict{}, nil
+	}
+	served := isTrue(before, servingv1.RouteConditionIngressReady) || len(before.Status.Traffic) > 0 && r.gateway.serves(before)
+	shares, wake := roll(route, shares, s, served)
+	route.Status.Traffic = targets(shares, hosts)
+	route.Status.MarkTrafficAssigned()
+	route.Status.Address = &duckv1.Addressable{URL: apis.HTTP(route.Name + "." + route.Namespace + ".svc." + s.ClusterDomain)}
+	if err := r.placeholders(ctx, route, hosts, s); err != nil {
+		return verdict{}, err
+	}
+	route.Status.MarkTLSNotEnabled(servingv1.ExternalDomainTLSNotEnabledMessage)
+	r.markIngress(before, route, served, rolling(route))
+	return verdict{after: wake}, nil
+}
+
+// markIngress says whether the gateway serves what the status says. What the status now says
+// for the first time it cannot serve yet: it learns of it from the status.
+func (r routes) markIngress(before, route *servingv1.Route, served, rolling bool) {
+	same := before.Status.ObservedGeneration == route.Generation &&
+		equality.Semantic.DeepEqual(before.Status.Traffic, route.Status.Traffic) &&
+		equality.Semantic.DeepEqual(before.Status.URL, route.Status.URL)
+	switch {
+	case rolling:
+		route.Status.MarkIngressRolloutInProgress()
+	case same && served:
+		route.GetConditionSet().Manage(&route.Status).MarkTrue(servingv1.RouteConditionIngressReady)
+	default:
+		route.Status.MarkIngressNotConfigured()
+	}
+}
+
+// shares are the route's targets, resolved to revisions.
+func (r routes) shares(ctx context.Context, route *servingv1.Route) ([]traffic.Share, *traffic.Fault, error) {
+	var failed error
+	look := traffic.Known{
+		Configuration: func(name string) (traffic.Configuration, bool) {
+			c, err := known[servingv1.Configuration](ctx, r.client, route.Namespace, name)
+			if c == nil || err != nil {
+				failed = errors.Join(failed, err)
+				return traffic.Configuration{}, false
+			}
+			ready := c.Status.GetCondition(servingv1.ConfigurationConditionReady)
+			return traffic.Configuration{State: state(ready), LatestReady: c.Status.LatestReadyRevisionName}, true
+		},
+		Revision: func(name string) (traffic.Revision, bool) {
+			rev, err := known[servingv1.Revision](ctx, r.client, route.Namespace, name)
+			if rev == nil || err != nil {
+				failed = errors.Join(failed, err)
+				return traffic.Revision{}, false
+			}
+			out := traffic.Revision{
+				State:   state(rev.Status.GetCondition(servingv1.RevisionConditionReady)),
+				Service: rev.Labels[serving.ServiceLabelKey], Configuration: rev.Labels[serving.ConfigurationLabelKey],
+			}
+			if out.State == traffic.Ready && !rev.IsReady() {
+				out.State = traffic.Waiting
+			}
+			return out, true
+		},
+	}
+	wanted := make([]traffic.Target, len(route.Spec.Traffic))
+	for i, t := range route.Spec.Traffic {
+		wanted[i] = traffic.Target{
+			Tag: t.Tag, Revision: t.RevisionName, Configuration: t.ConfigurationName, Percent: percent(t),
+			Latest: ptr.Deref(t.LatestRevision, t.RevisionName == ""),
+		}
+	}
+	shares, fault := traffic.Assign(route.Labels[serving.ServiceLabelKey], wanted, look)
+	return shares, fault, failed
+}
+
+func state(ready *apis.Condition) traffic.State {
+	switch {
+	case ready.IsTrue():
+		return traffic.Ready
+	case ready.IsFalse():
+		return traffic.Failed
+	}
+	return traffic.Waiting
+}
+
+// roll spreads the shares over time if the route asks for it, and keeps in the status how far
+// that has come.
+func roll(route *servingv1.Route, shares []traffic.Share, s *desired.Settings, served bool) ([]traffic.Share, time.Duration) {
+	over := route.RolloutDuration()
+	if over == 0 {
+		over = time.Duration(s.Network.RolloutDurationSecs) * time.Second
+	}
+	var before []traffic.Rollout
+	if text := route.Status.Annotations[rolloutKey]; text != "" && over > 0 {
+		if json.Unmarshal([]byte(text), &before) != nil {
+			before = nil // somebody else wrote it; begin anew
+		}
+	}
+	now := time.Now()
+	shares, keep, wake := traffic.Roll(shares, before, over, served, now)
+	delete(route.Status.Annotations, rolloutKey)
+	if over > 0 && len(keep) > 0 {
+		if text, err := json.Marshal(keep); err == nil {
+			if route.Status.Annotations == nil {
+				route.Status.Annotations = map[string]string{}
+			}
+			route.Status.Annotations[rolloutKey] = string(text)
+		}
+	}
+	if len(route.Status.Annotations) == 0 {
+		route.Status.Annotations = nil
+	}
+	if wake.IsZero() {
+		return shares, 0
+	}
+	return shares, max(time.Millisecond, wake.Sub(now))
+}
+
+// rolling reports whether a rollout has not come to its end.
+func rolling(route *servingv1.Route) bool {
+	var kept []traffic.Rollout
+	if json.Unmarshal([]byte(route.Status.Annotations[rolloutKey]), &kept) != nil {
+		return false
+	}
+	for _, r := range kept {
+		if len(r.Parts) > 1 {
+			return true
+		}
+	}
+	return false
+}
+
+func targets(shares []traffic.Share, h *hosts) []servingv1.TrafficTarget {
+	out := make([]servingv1.TrafficTarget, 0, len(shares))
+	for _, s := range shares {
+		t := servingv1.TrafficTarget{Tag: s.Tag, RevisionName: s.Revision, Percent: ptr.To(s.Percent), LatestRevision: ptr.To(s.Latest)}
+		if s.Tag != "" {
+			t.URL = h.url(s.Tag)
+		}
+		out = append(out, t)
+	}
+	return out
+}
