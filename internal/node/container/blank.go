@@ -103,7 +103,7 @@ func (n *nursery) spawn(p placement) (*blank, error) {
 
 	cmd := exec.Command(n.exe, initRole)
 	cmd.Args[0] = "sonagi"
-	cmd.Env = []string{"GOMAXPROCS=2", "GOGC=off"} // it lives for some milliseconds of work
+	cmd.Env = []string{"GOMAXPROCS=2", "GOGC=off", "GODEBUG=asyncpreemptoff=1"} // it lives for some milliseconds of work
 	cmd.Dir = "/"
 	cmd.Stderr = n.log
 	cmd.ExtraFiles = []*os.File{theirs}

@@ -386,6 +386,9 @@ func (b *box) start() (Started, error) {
 		return Started{}, fmt.Errorf("%w: it has been started before", ErrNotRunning)
 	}
 	b.oom = oomKills(b.manager)
+	if err := b.manager.Set(b.host.groups.cpu(&b.record.Spec)); err != nil {
+		return Started{}, startError(err)
+	}
 	if err := openGate(b.gate); err != nil {
 		return Started{}, startError(err)
 	}

@@ -123,12 +123,15 @@ func visible(m cgroups.Manager) map[string]string {
 	return out
 }
 
-func (h *hierarchies) resources(s *Spec) *cgroups.Resources {
+// cpu are the processor's bounds. They hold from the start of the program on:
+// a container with a tenth of a processor would else spend its share of the
+// first periods on being set up.
+func (h *hierarchies) cpu(s *Spec) *cgroups.Resources {
 	r := &cgroups.Resources{
-		CpuShares: s.Resources.CPUShares,
-		CpuQuota:  s.Resources.CPUQuota,
-		CpuPeriod: s.Resources.CPUPeriod,
-		Memory:    s.Resources.Memory,
+		CpuShares:   s.Resources.CPUShares,
+		CpuQuota:    s.Resources.CPUQuota,
+		CpuPeriod:   s.Resources.CPUPeriod,
+		SkipDevices: true,
 	}
 	if r.CpuQuota != 0 && r.CpuPeriod == 0 {
 		r.CpuPeriod = 100_000
@@ -136,6 +139,12 @@ func (h *hierarchies) resources(s *Spec) *cgroups.Resources {
 	if h.unified {
 		r.CpuWeight = cgroups.ConvertCPUSharesToCgroupV2Value(r.CpuShares)
 	}
+	return r
+}
+
+// resources are all other bounds.
+func (h *hierarchies) resources(s *Spec) *cgroups.Resources {
+	r := &cgroups.Resources{Memory: s.Resources.Memory}
 	if r.Memory > 0 && h.swap {
 		r.MemorySwap = r.Memory
 	}

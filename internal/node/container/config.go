@@ -260,14 +260,32 @@ func defaultCapabilities() []string {
 	return strings.Fields("CAP_CHOWN CAP_DAC_OVERRIDE CAP_FSETID CAP_FOWNER CAP_MKNOD CAP_NET_RAW CAP_SETGID CAP_SETUID CAP_SETFCAP CAP_SETPCAP CAP_NET_BIND_SERVICE CAP_SYS_CHROOT CAP_KILL CAP_AUDIT_WRITE")
 }
 
+// availableCapabilities are those that the kernel knows and we may give away:
+// a machine inside another container lacks some.
+func availableCapabilities() ([]string, error) {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return nil, os.NewSyscallError("capget", err)
+	}
+	permitted := uint64(data[1].Permitted)<<32 | uint64(data[0].Permitted)
+	var out []string
+	for i, name := range capabilities.KnownCapabilities() { // in the kernel's order
+		if permitted&(1<<i) != 0 {
+			out = append(out, name)
+		}
+	}
+	return out, nil
+}
+
 // capabilitySet applies a spec's changes to the default set. Drops come
 // before adds, so that "drop ALL, add one" leaves that one.
 func capabilitySet(s *Spec) ([]string, error) {
-	known := capabilities.KnownCapabilities()
-	if s.Privileged {
-		return known, nil
+	known, err := availableCapabilities()
+	if err != nil || s.Privileged {
+		return known, err
 	}
-	set := defaultCapabilities()
+	set := slices.DeleteFunc(defaultCapabilities(), func(c string) bool { return !slices.Contains(known, c) })
 	normal := func(name string) (string, error) {
 		name = strings.ToUpper(name)
 		if name != "ALL" && !strings.HasPrefix(name, "CAP_") {
@@ -277,14 +295,14 @@ func capabilitySet(s *Spec) ([]string, error) {
 			name = "ALL"
 		}
 		if name != "ALL" && !slices.Contains(known, name) {
-			return "", fmt.Errorf("unknown capability %q", name)
+			return "", fmt.Errorf("capability %q is unknown, or not to be had on this machine", name)
 		}
 		return name, nil
 	}
 	for _, name := range s.Capabilities.Drop {
 		name, err := normal(name)
 		if err != nil {
-			return nil, err
+			continue // what is not there need not be dropped
 		}
 		set = slices.DeleteFunc(set, func(c string) bool { return name == "ALL" || c == name })
 	}

@@ -139,7 +139,9 @@ func carryOut(o order, files []int) error {
 		}
 	}
 	if o.Filter {
-		go installFilter()
+		set := make(chan struct{})
+		go installFilter(set)
+		<-set
 	}
 	return os.Setenv("_LIBCONTAINER_INITTYPE", o.Init)
 }
@@ -186,8 +188,10 @@ func refuse(fd int, cause error) error {
 //
 // It arrives when all privileges are dropped, so that a profile need not
 // allow what dropping them takes. This thread keeps its own until then.
-func installFilter() {
+func installFilter(set chan<- struct{}) {
 	runtime.LockOSThread()
+	_ = unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0)
+	close(set)
 	// libcontainer.Init sets GOMAXPROCS to 1. With it, this goroutine would
 	// wait for the scheduler's watchdog to take the processor from a thread
 	// that blocks, up to 10 ms after the program is here.
@@ -195,7 +199,6 @@ func installFilter() {
 		runtime.Gosched()
 	}
 	runtime.GOMAXPROCS(2)
-	_ = unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0)
 
 	program := make([]byte, 64<<10)
 	var n int

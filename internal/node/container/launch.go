@@ -56,6 +56,9 @@ func (l *launcher) revive(ctx context.Context) error {
 	if conn, err := dial(ctx, l.options.Socket); err == nil {
 		return conn.Close() // another call was faster
 	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 	return l.start(ctx)
 }
 

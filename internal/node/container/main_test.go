@@ -154,7 +154,7 @@ func (l *lab) rootfs() string {
 			l.t.Fatalf("%v: %s", err, out)
 		}
 	}
-	for _, name := range strings.Fields("sh cat echo ls sleep id env stat mount ps kill hostname head dd yes true false touch stty tty wc grep mkdir chmod unshare seq") {
+	for _, name := range strings.Fields("sh cat echo ls sleep id env stat mount ps kill hostname head dd yes true false touch stty tty tr pwd printf mknod wc grep mkdir chmod unshare seq") {
 		must(l.t, os.Symlink("busybox", filepath.Join(root, "bin", name)))
 	}
 	return root
@@ -207,7 +207,7 @@ func (l *lab) log(s container.Spec) string {
 // exec runs a command in a container and returns what it printed.
 func (l *lab) exec(id, script string) (string, int) {
 	l.t.Helper()
-	var out bytes.Buffer
+	var out lockedBuffer
 	code, err := l.client.Exec(l.t.Context(), id, container.ExecSpec{Args: []string{"sh", "-c", script}}, container.Streams{Out: &out, Err: &out})
 	must(l.t, err)
 	return out.String(), code
@@ -233,4 +233,22 @@ func netNS(t testing.TB) string {
 	must(t, <-done)
 	t.Cleanup(func() { must(t, unix.Unmount(path, unix.MNT_DETACH)) })
 	return path
+}
+
+// lockedBuffer is a buffer for several writers.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
