@@ -6,11 +6,15 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	sonagiadmission "github.com/sonagi/sonagi/internal/admission"
 	"github.com/sonagi/sonagi/internal/cluster/apiserver"
@@ -21,6 +25,8 @@ import (
 	"github.com/sonagi/sonagi/internal/install"
 	"github.com/sonagi/sonagi/internal/kube"
 	"github.com/sonagi/sonagi/internal/run"
+	"github.com/sonagi/sonagi/internal/serving/autoscaler"
+	servingcontrol "github.com/sonagi/sonagi/internal/serving/control"
 )
 
 // RunControl is the control process: the API and everything that works on objects.
@@ -32,17 +38,8 @@ func control(_ context.Context, s Settings, log *slog.Logger) ([][]run.Task, err
 		return nil, err
 	}
 	store := etcd.New(etcd.Options{Dir: s.Path("etcd"), Socket: s.Path("run", "etcd.sock"), Log: log})
-	api := apiserver.New(apiserver.Options{
-		PKI: files, Store: store.Store, EtcdEndpoint: store.Endpoint(),
-		Listen:      []string{fmt.Sprintf("127.0.0.1:%d", s.APIPort), fmt.Sprintf("%s:%d", s.BridgeIP(), s.APIPort)},
-		Advertise:   s.BridgeIP().String(),
-		ServiceCIDR: s.ServiceCIDR.String(),
-		Issuer:      "https://kubernetes.default.svc." + s.ClusterDomain,
-		Admission: map[string]admission.Interface{
-			"KnativeServing": sonagiadmission.Plugin(sonagiadmission.Options{ConfigMap: func(string) *corev1.ConfigMap { return nil }}),
-		},
-		Log: log,
-	})
+	settings := &systemConfigMaps{}
+	api := apiserver.New(s.apiserver(files, store, settings, log))
 	cfg := api.RESTConfig()
 	core, err := kubernetes.NewForConfig(cfg)
 	if err != nil {
@@ -55,13 +52,62 @@ func control(_ context.Context, s Settings, log *slog.Logger) ([][]run.Task, err
 	})
 	binder := scheduler.New(scheduler.Options{REST: cfg, Informers: shared})
 	return [][]run.Task{
-		{store.Task(), api.Task()}, // the API opens its storage as soon as the store is up
+		{store.Task(), api.Task(), pki.Keep(s.Path("pki"), s.certificates())}, // the API opens its storage as soon as the store is up
 		{once("platform objects", func(ctx context.Context) error {
 			_, err := install.Apply(ctx, cfg, s.installation(files))
 			return err
 		})},
-		{upstream.Task(), binder.Task()},
+		{upstream.Task(), binder.Task(), s.serving(cfg, settings, log)},
 	}, nil
+}
+
+func (s Settings) apiserver(files *pki.Files, store *etcd.Server, settings *systemConfigMaps, log *slog.Logger) apiserver.Options {
+	return apiserver.Options{
+		PKI: files, Store: store.Store, EtcdEndpoint: store.Endpoint(),
+		Listen:      []string{fmt.Sprintf("127.0.0.1:%d", s.APIPort), fmt.Sprintf("%s:%d", s.BridgeIP(), s.APIPort)},
+		Advertise:   s.BridgeIP().String(),
+		ServiceCIDR: s.ServiceCIDR.String(),
+		Issuer:      "https://kubernetes.default.svc." + s.ClusterDomain,
+		Admission: map[string]admission.Interface{
+			"KnativeServing": sonagiadmission.Plugin(sonagiadmission.Options{ConfigMap: settings.get}),
+		},
+		Log: log,
+	}
+}
+
+// serving is the manager with Serving's reconcilers and the autoscaler. It is
+// built when its stage starts, because a manager asks the API for its kinds.
+func (s Settings) serving(cfg *rest.Config, settings *systemConfigMaps, log *slog.Logger) run.Task {
+	ready := make(chan struct{})
+	return run.Task{
+		Name: "Knative Serving",
+		Run: func(ctx context.Context) error {
+			manager, err := kube.NewManager(cfg, log)
+			if err != nil {
+				return err
+			}
+			err = servingcontrol.Setup(manager, servingcontrol.Options{
+				ClusterDomain: s.ClusterDomain, Programmed: s.programmed, Aliases: s.registryAliases(), Log: log,
+			})
+			if err != nil {
+				return err
+			}
+			scaler, err := autoscaler.New(autoscaler.Options{Client: manager.GetClient(), Informers: manager.GetCache(), Log: log})
+			if err != nil {
+				return err
+			}
+			settings.from(manager.GetCache())
+			return run.Stages(ctx, silent{},
+				[]run.Task{kube.Task("caches", manager)},
+				[]run.Task{scaler.Task(), listenUnix("load samples", s.controlSocket(), scaler)},
+				[]run.Task{{Run: func(ctx context.Context) error {
+					close(ready)
+					<-ctx.Done()
+					return nil
+				}}})
+		},
+		Ready: func(ctx context.Context) error { return wait(ctx, ready) },
+	}
 }
 
 func (s Settings) installation(files *pki.Files) install.Options {
@@ -88,13 +134,43 @@ func once(name string, do func(context.Context) error) run.Task {
 			<-ctx.Done()
 			return nil
 		},
-		Ready: func(ctx context.Context) error {
-			select {
-			case <-done:
-				return nil
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		},
+		Ready: func(ctx context.Context) error { return wait(ctx, done) },
 	}
+}
+
+// wait returns when done is closed, or ctx ends.
+func wait(ctx context.Context, done <-chan struct{}) error {
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// silent watches the stages inside a task, which is reported as a whole.
+type silent struct{}
+
+func (silent) Starting(string)             {}
+func (silent) Ready(string, time.Duration) {}
+
+// systemConfigMaps are Serving's settings for admission, which runs before and
+// while the cache that holds them is filled: until then the defaults hold.
+type systemConfigMaps struct{ reader atomic.Pointer[client.Reader] }
+
+func (c *systemConfigMaps) from(r client.Reader) { c.reader.Store(&r) }
+
+func (c *systemConfigMaps) get(name string) *corev1.ConfigMap {
+	reader := c.reader.Load()
+	if reader == nil {
+		return nil
+	}
+	// A cache that is not filled yet would be waited for: a request must not wait.
+	ctx, cancel := context.WithTimeout(context.Background(), 0)
+	defer cancel()
+	m := &corev1.ConfigMap{}
+	if err := (*reader).Get(ctx, client.ObjectKey{Namespace: kube.SystemNamespace, Name: name}, m); err != nil {
+		return nil
+	}
+	return m
 }

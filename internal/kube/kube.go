@@ -7,14 +7,19 @@
 package kube
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	autoscalingv1alpha1 "knative.dev/serving/pkg/apis/autoscaling/v1alpha1"
+	"knative.dev/serving/pkg/apis/serving"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 	servingv1beta1 "knative.dev/serving/pkg/apis/serving/v1beta1"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -24,6 +29,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
+	"github.com/sonagi/sonagi/internal/run"
 	"github.com/sonagi/sonagi/internal/telemetry"
 )
 
@@ -53,6 +59,9 @@ func NewClient(cfg *rest.Config) (client.WithWatch, error) {
 	return c, nil
 }
 
+// SystemNamespace is where Serving's ConfigMaps are.
+const SystemNamespace = "knative-serving"
+
 // NewManager is what reconcilers of this process share. It serves nothing by
 // itself (metrics and health are the process's) and elects nobody: on one
 // machine there is one.
@@ -61,18 +70,40 @@ func NewManager(cfg *rest.Config, log *slog.Logger) (manager.Manager, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Each kind chooses its own encoding: custom resources have no protocol buffers.
+	cfg = rest.CopyConfig(cfg)
+	cfg.ContentType, cfg.AcceptContentTypes = "", ""
+	ofRevisions, err := labels.Parse(serving.RevisionLabelKey)
+	if err != nil {
+		return nil, fmt.Errorf("manager: %w", err)
+	}
 	skip := true // a test starts several managers in one process
 	m, err := ctrl.NewManager(cfg, ctrl.Options{
-		Scheme:     s,
-		Logger:     telemetry.Logr(log),
-		Metrics:    metricsserver.Options{BindAddress: "0"},
-		Cache:      cache.Options{DefaultTransform: Lean},
+		Scheme:  s,
+		Logger:  telemetry.Logr(log),
+		Metrics: metricsserver.Options{BindAddress: "0"},
+		Cache: cache.Options{DefaultTransform: Lean, ByObject: map[client.Object]cache.ByObject{
+			&corev1.ConfigMap{}:  {Namespaces: map[string]cache.Config{SystemNamespace: {}}},
+			&appsv1.Deployment{}: {Label: ofRevisions},
+		}},
 		Controller: config.Controller{SkipNameValidation: &skip},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("manager: %w", err)
 	}
 	return m, nil
+}
+
+// Task runs the manager; it is ready when the caches are filled.
+func Task(name string, m manager.Manager) run.Task {
+	return run.Task{Name: name, Run: m.Start, Ready: func(ctx context.Context) error {
+		select {
+		case <-m.Elected(): // closed once the caches are filled and the reconcilers start
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}}
 }
 
 // Lean drops from an object what no controller reads before it is cached. The
