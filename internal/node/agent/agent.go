@@ -14,17 +14,34 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
 
+	"github.com/sonagi/sonagi/internal/node/container"
+	"github.com/sonagi/sonagi/internal/node/pod"
+	"github.com/sonagi/sonagi/internal/node/probe"
+	"github.com/sonagi/sonagi/internal/node/volume"
 	"github.com/sonagi/sonagi/internal/run"
 )
 
@@ -37,7 +54,7 @@ type PodEndpoint struct {
 	IP              netip.Addr
 	Ready           bool // takes requests
 	Terminating     bool // is on its way out
-	Gone            bool // nothing of it is left
+	Gone            bool // nothing of it runs any more
 }
 
 // Options say what the agent works with.
@@ -52,9 +69,9 @@ type Options struct {
 	Network    Network
 	Dir        string // pods' files: volumes, hosts, resolv.conf
 	LogDir     string // pods' logs
-	DataDir    string // whose file system the node's storage is
+	DataDir    string // whose file system is the node's storage
 
-	ClusterDomain string
+	ClusterDomain string // cluster.local when empty
 	ClusterDNS    []netip.Addr
 	ResolvConf    string // the machine's; found when empty
 
@@ -69,15 +86,14 @@ type Options struct {
 	API API
 
 	Log *slog.Logger
-	Now func() time.Time
 }
 
 // API is where and for whom the agent answers.
 type API struct {
 	Listen      []string // addresses with ports; none: no server
 	Certificate func() (*tls.Certificate, error)
-	// ClientCAs sign the API server's certificate; ClientNames are the common
-	// names that may ask anything (none: any that is signed).
+	// ClientCAs sign the certificates of those who may ask; ClientNames are
+	// their common names (none: any that is signed).
 	ClientCAs   *x509.CertPool
 	ClientNames []string
 	// FrontProxyCAs and FrontProxyNames are for the aggregated metrics API.
@@ -85,15 +101,57 @@ type API struct {
 	FrontProxyNames []string
 }
 
+// kubernetesVersion is the version of the API that the agent is made for.
+const kubernetesVersion = "v1.36.3"
+
 // An Agent makes this machine match the pods bound to it.
 type Agent struct {
-	o     Options
-	ready chan struct{}
+	o        Options
+	log      *slog.Logger
+	now      func() time.Time
+	ctx      context.Context // ends with the agent
+	machine  *machine
+	volumes  *volume.Manager
+	objects  *objects
+	services *services
+	asker    *probe.Asker
+	recorder record.EventRecorder
+	pulls    chan struct{} // turns to pull
+	crowd    atomic.Int64  // containers that are waited for
+	usage    *usage
+	ready    chan struct{}
+
+	mu      sync.Mutex
+	workers map[types.UID]*worker
+	exits   map[string][]chan struct{} // who waits for the end of containers that have no worker
+	legacy  *legacy
 }
 
 // New returns an agent that has not begun.
 func New(o Options) (*Agent, error) {
-	return &Agent{o: o, ready: make(chan struct{})}, nil
+	if o.Client == nil || o.NodeName == "" || o.Containers == nil || o.Images == nil || o.Network == nil {
+		return nil, errors.New("agent: client, node name, containers, images and network are required")
+	}
+	o.ClusterDomain = cmp.Or(o.ClusterDomain, "cluster.local")
+	o.MaxPods = cmp.Or(o.MaxPods, 1000)
+	o.MaxPodPids = cmp.Or(o.MaxPodPids, 4096)
+	o.LogMaxBytes = cmp.Or(o.LogMaxBytes, 10<<20)
+	o.LogMaxFiles = cmp.Or(o.LogMaxFiles, 5)
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	m, err := readMachine(o)
+	if err != nil {
+		return nil, fmt.Errorf("agent: %w", err)
+	}
+	a := &Agent{
+		o: o, log: o.Log, now: time.Now, machine: m,
+		asker: probe.New("1.36"), services: newServices(),
+		pulls: make(chan struct{}, maxPulls), ready: make(chan struct{}),
+		workers: map[types.UID]*worker{}, exits: map[string][]chan struct{}{},
+	}
+	a.usage = newUsage(a)
+	return a, nil
 }
 
 // Task runs the agent. It is ready once what an earlier process left is
@@ -110,10 +168,345 @@ func (a *Agent) Task() run.Task {
 }
 
 func (a *Agent) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var parts sync.WaitGroup
+	defer parts.Wait()
+	defer cancel()
+	a.ctx = ctx
+	if err := os.MkdirAll(a.o.LogDir, 0o755); err != nil {
+		return fmt.Errorf("preparing logs: %w", err)
+	}
+	a.objects = newObjects(ctx, a.o.Client, a.objectChanged)
+	var err error
+	a.volumes, err = volume.Open(volume.Options{Dir: a.o.Dir, Objects: a.objects, Sources: a.fieldSources, Log: a.log})
+	if err != nil {
+		return err
+	}
+	recorder, stop := newRecorder(ctx, a.o.Client, a.o.NodeName)
+	defer stop()
+	a.recorder = recorder
+
+	ends, err := a.o.Containers.Watch(ctx)
+	if err != nil {
+		return fmt.Errorf("watching containers: %w", err)
+	}
+	if a.legacy, err = a.survey(ctx); err != nil {
+		return err
+	}
+	failed := make(chan error, 1)
+	serve, err := a.listen()
+	if err != nil {
+		return err
+	}
+	parts.Go(func() { a.takeExits(ctx, ends) })
+	parts.Go(func() { a.services.run(ctx, a.o.Client) })
+	parts.Go(func() { a.keepNode(ctx) })
+	parts.Go(func() { a.collectImages(ctx) })
+	parts.Go(func() { a.keepLogs(ctx) })
+	parts.Go(func() { a.keepStorage(ctx) })
+	parts.Go(func() {
+		if err := serve(ctx); err != nil {
+			failed <- err
+		}
+	})
+	parts.Go(func() { a.watchPods(ctx) })
+	select {
+	case err := <-failed:
+		return err
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+// watchPods follows the pods bound to this machine until ctx ends.
+func (a *Agent) watchPods(ctx context.Context) {
+	pods := a.o.Client.CoreV1().Pods("")
+	store, c := cache.NewInformerWithOptions(cache.InformerOptions{
+		ListerWatcher: listWatch(a.o.Client, pods.List, pods.Watch, fields.OneTermEqualSelector("spec.nodeName", a.o.NodeName).String()),
+		ObjectType:    &corev1.Pod{},
+		Transform:     slimPod,
+		Handler: cache.ResourceEventHandlerFuncs{
+			AddFunc:    func(o any) { a.observe(o, false) },
+			UpdateFunc: func(_, o any) { a.observe(o, false) },
+			DeleteFunc: func(o any) { a.observe(o, true) },
+		},
+	})
+	go func() {
+		if !cache.WaitForCacheSync(ctx.Done(), c.HasSynced) {
+			return
+		}
+		alive := map[types.UID]bool{}
+		for _, o := range store.List() {
+			alive[o.(*corev1.Pod).UID] = true
+		}
+		a.adopted(func(uid types.UID) bool { return alive[uid] || a.worker(uid) != nil })
+	}()
+	c.RunWithContext(ctx)
+}
+
+// adopted removes what an earlier process has left of pods that are no more,
+// and says that the rest is ours.
+func (a *Agent) adopted(keep func(types.UID) bool) {
+	a.mu.Lock()
+	found := a.legacy
+	a.legacy = nil
+	a.mu.Unlock()
+	a.clearOrphans(found, keep)
+	select {
+	case <-a.machine.told:
+	case <-a.ctx.Done():
+		return
+	}
 	close(a.ready)
-	<-ctx.Done()
+}
+
+// listWatch lists and watches one kind, with a field selector.
+func listWatch[T runtime.Object](client kubernetes.Interface, list func(context.Context, metav1.ListOptions) (T, error),
+	watcher func(context.Context, metav1.ListOptions) (watch.Interface, error), selector string) cache.ListerWatcher {
+	return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			o.FieldSelector = selector
+			return list(ctx, o)
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			o.FieldSelector = selector
+			return watcher(ctx, o)
+		},
+	}, client)
+}
+
+// slimPod leaves out of a pod what nobody here reads.
+func slimPod(o any) (any, error) {
+	if p, ok := o.(*corev1.Pod); ok {
+		p.ManagedFields = nil
+	}
+	return o, nil
+}
+
+// observe takes a pod as the API has it.
+func (a *Agent) observe(o any, gone bool) {
+	if t, ok := o.(cache.DeletedFinalStateUnknown); ok {
+		o = t.Obj
+	}
+	p, ok := o.(*corev1.Pod)
+	if !ok {
+		return
+	}
+	a.mu.Lock()
+	w := a.workers[p.UID]
+	if w != nil {
+		a.mu.Unlock()
+		w.observe(p, gone)
+		return
+	}
+	if gone {
+		a.mu.Unlock()
+		return
+	}
+	w = a.newWorker(p, a.predecessor(p))
+	w.mu.Lock() // what is told to it waits until it has adopted
+	a.workers[p.UID] = w
+	found, sandbox := a.legacy.of(p.UID)
+	a.mu.Unlock()
+	w.adopt(found, sandbox)
+	w.mu.Unlock()
+	go func() {
+		w.run()
+		a.forget(w)
+	}()
+}
+
+// predecessor is the end of a pod of the same name that is still on its way
+// out. The agent is locked.
+func (a *Agent) predecessor(p *corev1.Pod) <-chan struct{} {
+	for _, w := range a.workers {
+		if w.first.Name == p.Name && w.first.Namespace == p.Namespace {
+			return w.done
+		}
+	}
 	return nil
 }
 
+func (a *Agent) forget(w *worker) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.workers[w.uid] == w {
+		delete(a.workers, w.uid)
+	}
+}
+
+func (a *Agent) worker(uid types.UID) *worker {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.workers[uid]
+}
+
+func (a *Agent) all() []*worker {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	out := make([]*worker, 0, len(a.workers))
+	for _, w := range a.workers {
+		out = append(out, w)
+	}
+	return out
+}
+
 // Pods lists the pods the agent knows.
-func (a *Agent) Pods() []*corev1.Pod { return nil }
+func (a *Agent) Pods() []*corev1.Pod {
+	var out []*corev1.Pod
+	for _, w := range a.all() {
+		out = append(out, w.snapshot())
+	}
+	return out
+}
+
+// others are the pods that have a claim on this machine, but for one.
+func (a *Agent) others(uid types.UID) []*corev1.Pod {
+	var out []*corev1.Pod
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for id, w := range a.workers {
+		if id != uid && w.claims.Load() {
+			out = append(out, w.first)
+		}
+	}
+	return out
+}
+
+// objectChanged is told that an object of a pod's volumes has changed.
+func (a *Agent) objectChanged(uid types.UID) {
+	if w := a.worker(uid); w != nil {
+		w.volumesChanged()
+	}
+}
+
+// takeExits passes the ends of containers to their pods.
+func (a *Agent) takeExits(ctx context.Context, ends <-chan container.Event) {
+	for {
+		select {
+		case e, ok := <-ends:
+			if !ok {
+				return
+			}
+			a.mu.Lock()
+			w := a.workers[types.UID(e.Labels[labelUID])]
+			waiting := a.exits[e.ID]
+			delete(a.exits, e.ID)
+			if w == nil {
+				a.legacy.ended(e)
+			}
+			a.mu.Unlock()
+			for _, c := range waiting {
+				close(c)
+			}
+			if w != nil {
+				w.exit(e)
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// exitOf is closed when a container ends that has no worker.
+func (a *Agent) exitOf(id string) <-chan struct{} {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	c := make(chan struct{})
+	a.exits[id] = append(a.exits[id], c)
+	return c
+}
+
+// sources is what a pod's variables and files are made from.
+func (a *Agent) sources(p *corev1.Pod) pod.Sources {
+	return pod.Sources{Pod: p, NodeName: a.o.NodeName, HostIP: a.hostIP(), PodIP: p.Status.PodIP, Allocatable: a.machine.allocatable()}
+}
+
+// fieldSources is sources with the address that the pod has by now.
+func (a *Agent) fieldSources(p *corev1.Pod) pod.Sources {
+	s := a.sources(p)
+	if w := a.worker(p.UID); w != nil {
+		if ip := w.address(); ip != "" {
+			s.PodIP = ip
+		}
+	}
+	return s
+}
+
+func (a *Agent) hostIP() string {
+	if a.o.NodeIP.IsValid() {
+		return a.o.NodeIP.String()
+	}
+	return ""
+}
+
+// dns is the resolver configuration that pods get theirs from.
+func (a *Agent) dns() pod.DNS {
+	d := pod.DNS{Domain: a.o.ClusterDomain}
+	for _, ip := range a.o.ClusterDNS {
+		d.Cluster = append(d.Cluster, ip.String())
+	}
+	paths := []string{"/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"}
+	if a.o.ResolvConf != "" {
+		paths = []string{a.o.ResolvConf}
+	}
+	for _, path := range paths {
+		if text, err := os.ReadFile(path); err == nil {
+			d.Host = pod.ParseResolvConf(string(text))
+			break
+		}
+	}
+	return d
+}
+
+// StopPods ends all containers on this machine, within the grace that is left
+// and that their pods give them, and clears them away. The API is told nothing:
+// the pods are still wanted. The agent must not be running any more.
+func (a *Agent) StopPods(ctx context.Context) error {
+	all, err := a.o.Containers.List(ctx)
+	if err != nil {
+		return fmt.Errorf("listing containers: %w", err)
+	}
+	ends, err := a.o.Containers.Watch(ctx)
+	if err != nil {
+		return fmt.Errorf("watching containers: %w", err)
+	}
+	left := map[string]bool{}
+	for _, c := range all {
+		if c.Labels[labelUID] == "" || c.State != container.Running {
+			continue
+		}
+		if err := a.o.Containers.Signal(ctx, c.ID, parseSignal(c.Labels[labelSignal])); err == nil {
+			left[c.ID] = true
+		}
+	}
+	for len(left) > 0 {
+		e, ok := <-ends // closed when ctx ends
+		if !ok {
+			break
+		}
+		delete(left, e.ID)
+	}
+	var errs []error
+	for _, c := range all {
+		if uid := types.UID(c.Labels[labelUID]); uid != "" {
+			errs = append(errs, a.clear(uid, c.ID))
+		}
+	}
+	for _, s := range a.o.Network.Sandboxes() {
+		errs = append(errs, a.clear(types.UID(s.PodUID), ""))
+	}
+	return errors.Join(append(errs, volume.Unmount(a.o.Dir))...)
+}
+
+// clear removes a pod's container, sandbox and volumes.
+func (a *Agent) clear(uid types.UID, id string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(a.ctx), 30*time.Second)
+	defer cancel()
+	var errs []error
+	if id != "" {
+		errs = append(errs, a.o.Containers.Delete(ctx, id), a.o.Images.Unmount(ctx, id))
+	}
+	errs = append(errs, a.o.Network.Release(ctx, string(uid)), a.volumes.Remove(uid), removeCgroup(uid))
+	return errors.Join(slices.DeleteFunc(errs, func(err error) bool { return errors.Is(err, container.ErrNotFound) })...)
+}

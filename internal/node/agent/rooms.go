@@ -8,6 +8,7 @@ import (
 
 	"github.com/sonagi/sonagi/internal/node/container"
 	"github.com/sonagi/sonagi/internal/node/image"
+	"github.com/sonagi/sonagi/internal/node/network"
 )
 
 // Containers is what the agent asks of the room that runs containers.
@@ -39,4 +40,10 @@ type Images interface {
 }
 
 // Network is what the agent asks of the room that makes sandboxes.
-type Network interface{}
+type Network interface {
+	Acquire(ctx context.Context, podUID, hostname string) (network.Sandbox, error)
+	Release(ctx context.Context, podUID string) error
+	Sandboxes() []network.Sandbox
+	SetHostPorts(ctx context.Context, podUID string, ports []network.HostPort) error
+	SetSysctls(ctx context.Context, podUID string, values map[string]string) error
+}

@@ -145,27 +145,30 @@ func (n *next) appContainers() {
 	}
 }
 
-// stopAll stops what still runs: ephemeral containers at once, sidecars from
-// the last to the first, each after the one behind it has ended.
+// End decides what to stop next of a pod that has to end, and whether all of it
+// has.
+func End(p *corev1.Pod, seen map[string]Container) ([]Kill, bool) {
+	d := Decision{}
+	n := &next{pod: p, seen: seen, out: &d}
+	n.stopAll()
+	return d.Kill, d.Finished
+}
+
+// stopAll stops what still runs: first all that is not a sidecar, then the
+// sidecars from the last to the first, each after the one behind it has ended.
 func (n *next) stopAll() {
 	n.out.Start = nil
 	running := false
-	for i := range n.pod.Spec.EphemeralContainers {
-		c := &n.pod.Spec.EphemeralContainers[i]
-		if n.stop(c.Name) {
+	for _, m := range Members(n.pod) {
+		if m.Kind != Sidecar && n.stop(m.Spec.Name) {
 			running = true
 		}
 	}
 	for _, c := range slices.Backward(n.pod.Spec.InitContainers) {
-		if n.stop(c.Name) {
-			running = true
+		if running {
 			break
 		}
-	}
-	for i := range n.pod.Spec.Containers {
-		if n.stop(n.pod.Spec.Containers[i].Name) {
-			running = true
-		}
+		running = IsSidecar(&c) && n.stop(c.Name)
 	}
 	n.out.Finished = !running
 }
