@@ -4,14 +4,278 @@ package app
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
 	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
 
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"knative.dev/serving/pkg/apis/serving"
+
+	"github.com/sonagi/sonagi/internal/cluster/pki"
+	"github.com/sonagi/sonagi/internal/kube"
+	"github.com/sonagi/sonagi/internal/mesh/dns"
+	"github.com/sonagi/sonagi/internal/mesh/gateway"
+	"github.com/sonagi/sonagi/internal/mesh/routing"
+	"github.com/sonagi/sonagi/internal/mesh/watch"
+	"github.com/sonagi/sonagi/internal/node/agent"
+	"github.com/sonagi/sonagi/internal/node/container"
+	"github.com/sonagi/sonagi/internal/node/image"
+	"github.com/sonagi/sonagi/internal/node/network"
+	"github.com/sonagi/sonagi/internal/node/proxy"
+	"github.com/sonagi/sonagi/internal/node/registry"
 	"github.com/sonagi/sonagi/internal/run"
+	"github.com/sonagi/sonagi/internal/serving/activator"
+	"github.com/sonagi/sonagi/internal/serving/queue"
+	"github.com/sonagi/sonagi/internal/wire"
 )
 
-// RunNode is the node process: pods and the data plane.
-func RunNode(ctx context.Context, s Settings) error { return play(ctx, "node", s, node) }
+// RunNode is the node process: pods and the data plane. Told to stop, it ends
+// all containers and removes what they needed; killed, it leaves everything to
+// the next one.
+func RunNode(ctx context.Context, s Settings) error {
+	err := play(ctx, "node", s, node)
+	if ctx.Err() == nil {
+		return err
+	}
+	return errors.Join(err, cleanUp(context.WithoutCancel(ctx), s))
+}
 
-func node(context.Context, Settings, *slog.Logger) ([][]run.Task, error) { return nil, nil }
+func node(ctx context.Context, s Settings, log *slog.Logger) ([][]run.Task, error) {
+	files, err := pki.Ensure(s.Path("pki"), s.certificates())
+	if err != nil {
+		return nil, err
+	}
+	p, err := openPods(ctx, s, log)
+	if err != nil {
+		return nil, err
+	}
+	traffic, err := newTraffic(s, files, log)
+	if err != nil {
+		return nil, err
+	}
+	cfg, err := clientConfig(files.NodeKubeconfig)
+	if err != nil {
+		return nil, err
+	}
+	core, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		return nil, err
+	}
+	shared := informers.NewSharedInformerFactoryWithOptions(core, 0)
+	services, err := proxy.New(proxy.Options{Informers: shared, Network: p.network, NodeName: s.NodeName, Log: log})
+	if err != nil {
+		return nil, err
+	}
+	names, err := dns.New(dns.Options{
+		Informers: shared, Listen: []string{net.JoinHostPort(s.BridgeIP().String(), strconv.Itoa(dnsPort))},
+		Domain: s.ClusterDomain, Networks: []netip.Prefix{s.PodCIDR, s.ServiceCIDR}, Host: s.served,
+		Own: []netip.Addr{s.DNSIP()}, Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	pods, err := agent.New(s.agent(core, files, p, traffic.endpoint, log))
+	if err != nil {
+		return nil, err
+	}
+	local := http.NewServeMux()
+	local.Handle("/images", imagesHandler(p.images))
+	local.Handle(watch.Path, traffic.watch.Handler())
+	local.Handle("/metrics", traffic.meter.Handler(traffic.activator.States))
+	return [][]run.Task{
+		// The gateway first: after a crash, connections wait in its sockets already.
+		{traffic.gateway.Task(), p.registryTask(s), listenUnix("node socket", s.nodeSocket(), local)},
+		// Informers that find no API wait ever longer before they ask again, so they start when it answers.
+		{answers("Kubernetes API", cfg)},
+		{traffic.watch.Task(), traffic.reporter.Task(), services.Task(), names.Task(), pods.Task()},
+		{{Name: "routing tables", Run: untilDone, Ready: traffic.watch.Synced}},
+	}, nil
+}
 
-func runtimePid(Settings) int { return 0 }
+// served says where pods find the names of routes: at the gateway.
+func (s Settings) served(name string) (netip.Addr, bool) {
+	return s.BridgeIP(), strings.HasSuffix(name, "."+s.Domain)
+}
+
+func untilDone(ctx context.Context) error {
+	<-ctx.Done()
+	return nil
+}
+
+// pods are the rooms that a pod is made of.
+type podRooms struct {
+	network  *network.Manager
+	images   *image.Store
+	runtime  *container.Client
+	registry http.Handler
+}
+
+func openPods(ctx context.Context, s Settings, log *slog.Logger) (p podRooms, err error) {
+	if p.network, err = network.Open(s.network(log)); err != nil {
+		return p, err
+	}
+	if p.images, err = image.Open(image.Options{
+		Dir: s.Path("images"), InsecureHosts: s.InsecureRegistries, Aliases: s.registryAliases(),
+	}); err != nil {
+		return p, err
+	}
+	if p.registry, err = registry.Handler(s.Path("registry")); err != nil {
+		return p, err
+	}
+	p.runtime, err = container.Launch(ctx, s.runtimeOptions())
+	return p, err
+}
+
+// registryTask serves the built-in registry to this machine and to its pods.
+func (p podRooms) registryTask(s Settings) run.Task {
+	ready := make(chan struct{})
+	return run.Task{
+		Name: "image registry",
+		Run: func(ctx context.Context) error {
+			server := &http.Server{Handler: p.registry, ReadHeaderTimeout: 10 * time.Second}
+			done := make(chan error, 2)
+			for _, host := range []string{"127.0.0.1", s.BridgeIP().String()} {
+				l, err := wire.Listen(ctx, net.JoinHostPort(host, strconv.Itoa(int(s.RegistryPort))))
+				if err != nil {
+					return fmt.Errorf("image registry: %w", err)
+				}
+				go func() { done <- serve(ctx, server, l) }()
+			}
+			close(ready)
+			return errors.Join(<-done, <-done)
+		},
+		Ready: func(ctx context.Context) error { return wait(ctx, ready) },
+	}
+}
+
+// traffic is the data plane.
+type traffic struct {
+	gateway   *gateway.Gateway
+	activator *activator.Activator
+	reporter  *queue.Reporter
+	meter     *queue.Meter
+	watch     *watch.Watch
+}
+
+func newTraffic(s Settings, files *pki.Files, log *slog.Logger) (*traffic, error) {
+	cfg, err := clientConfig(files.DataPlaneKubeconfig)
+	if err != nil {
+		return nil, err
+	}
+	api, err := kube.NewClient(cfg)
+	if err != nil {
+		return nil, err
+	}
+	live := &routing.Live{}
+	t := &traffic{meter: &queue.Meter{}}
+	t.reporter = queue.NewReporter(s.controlSocket(), nil, log)
+	t.activator = activator.New(t.reporter.Poke)
+	t.reporter.SetSample(t.activator.Sample)
+	t.gateway = gateway.New(gateway.Options{Tables: live, Pods: t.activator, Observe: t.meter.Observe, Log: log})
+	t.watch = watch.New(watch.Options{
+		Client: api, Live: live, SystemNamespace: kube.SystemNamespace, ClusterDomain: s.ClusterDomain, Log: log,
+		OnGone: func(revision routing.Name) {
+			t.activator.Forget(revision)
+			t.meter.Forget(revision)
+		},
+	})
+	for i, internal := range []bool{externalGateway: false, internalGateway: true} {
+		l, err := inherited(i)
+		if err != nil {
+			return nil, err
+		}
+		t.gateway.Add(l, internal)
+	}
+	return t, nil
+}
+
+// endpoint takes news of a pod from the agent, in the same process and before the API has them.
+func (t *traffic) endpoint(e agent.PodEndpoint) {
+	revision := e.Labels[serving.RevisionLabelKey]
+	if revision == "" {
+		return
+	}
+	t.activator.SetEndpoint(routing.Endpoint{
+		Revision: routing.Name{Namespace: e.Namespace, Name: revision},
+		Pod:      e.Name, UID: string(e.UID), IP: e.IP, Ready: e.Ready, Gone: e.Terminating || e.Gone,
+	})
+	if e.Gone {
+		t.gateway.Drop(string(e.UID))
+	}
+}
+
+func (s Settings) agent(core kubernetes.Interface, files *pki.Files, p podRooms, onEndpoint func(agent.PodEndpoint), log *slog.Logger) agent.Options {
+	port := strconv.Itoa(int(s.KubeletPort))
+	return agent.Options{
+		Client: core, NodeName: s.NodeName, NodeIP: s.BridgeIP(), Version: "sonagi",
+		Containers: p.runtime, Images: p.images, Network: p.network,
+		Dir: s.Path("pods"), LogDir: s.Path("logs", "pods"), DataDir: s.DataDir,
+		ClusterDomain: s.ClusterDomain, ClusterDNS: []netip.Addr{s.DNSIP()},
+		OnEndpoint: onEndpoint,
+		API: agent.API{
+			Listen: []string{net.JoinHostPort("127.0.0.1", port), net.JoinHostPort(s.BridgeIP().String(), port)},
+			Certificate: func() (*tls.Certificate, error) {
+				c, err := tls.LoadX509KeyPair(files.KubeletServer.Cert, files.KubeletServer.Key)
+				return &c, err
+			},
+			ClientCAs: pool(files.CABundle),
+		},
+		Log: log,
+	}
+}
+
+func pool(pem []byte) *x509.CertPool {
+	p := x509.NewCertPool()
+	p.AppendCertsFromPEM(pem)
+	return p
+}
+
+// clientConfig reads a kubeconfig for a part of the platform: on one machine the
+// API server decides how much it takes, not each client.
+func clientConfig(kubeconfig string) (*rest.Config, error) {
+	cfg, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("credentials: %w", err)
+	}
+	cfg.QPS = -1
+	return cfg, nil
+}
+
+// answers is ready once the API does, which no event tells another process.
+func answers(name string, cfg *rest.Config) run.Task {
+	return run.Task{Name: name, Run: untilDone, Ready: func(ctx context.Context) error {
+		client, err := rest.HTTPClientFor(cfg)
+		if err != nil {
+			return err
+		}
+		for {
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, cfg.Host+"/readyz", nil)
+			if err != nil {
+				return err
+			}
+			if resp, err := client.Do(req); err == nil {
+				resp.Body.Close()
+				if resp.StatusCode == http.StatusOK {
+					return nil
+				}
+			}
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
+	}}
+}
+

@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sonagi/sonagi/internal/run"
 	servingcontrol "github.com/sonagi/sonagi/internal/serving/control"
 )
@@ -93,4 +95,24 @@ func (s Settings) registryAliases() map[string]string {
 		aliases[net.JoinHostPort(host, port)] = at
 	}
 	return aliases
+}
+
+// runtimePid is the pid of the runtime, which no supervisor started: the kernel
+// knows who listens on its socket.
+func runtimePid(s Settings) (pid int) {
+	conn, err := net.Dial("unix", s.runtimeOptions().Socket)
+	if err != nil {
+		return 0
+	}
+	defer conn.Close()
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return 0
+	}
+	_ = raw.Control(func(fd uintptr) {
+		if peer, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+			pid = int(peer.Pid)
+		}
+	})
+	return pid
 }
