@@ -70,14 +70,25 @@ func (c *routeCompiler) main() {
 	}
 }
 
-// tags adds the hosts of the route's tags.
+// tags adds the hosts of the route's tags. During a rollout a tag has several
+// entries, which share its requests as they share the route's.
 func (c *routeCompiler) tags() {
+	byTag := map[string][]routing.Share{}
+	for i := range c.route.Status.Traffic {
+		if t := &c.route.Status.Traffic[i]; t.Tag != "" {
+			share := routing.Share{Revision: c.revision(t), Percent: 1}
+			if t.Percent != nil && *t.Percent > 0 {
+				share.Percent = int(*t.Percent)
+			}
+			byTag[t.Tag] = append(byTag[t.Tag], share)
+		}
+	}
 	for i := range c.route.Status.Traffic {
 		t := &c.route.Status.Traffic[i]
-		if t.Tag == "" {
+		if t.Tag == "" || c.out.Tags[t.Tag] != nil {
 			continue
 		}
-		split := routing.NewSplit([]routing.Share{{Revision: c.revision(t), Percent: 100}})
+		split := routing.NewSplit(byTag[t.Tag])
 		c.out.Tags[t.Tag] = split
 		c.local(c.settings.tagged(t.Tag, c.route.Name), t.Tag, split)
 		if t.URL != nil {

@@ -131,6 +131,8 @@ type Edit struct {
 	table *Table
 	// already copied
 	hosts, routes, revisions, contested bool
+
+	deleted []Name
 }
 
 // SetOptions replaces the options.
@@ -146,6 +148,17 @@ func (e *Edit) SetRevision(r *Revision) {
 func (e *Edit) DeleteRevision(name Name) {
 	own(&e.table.revisions, &e.revisions)
 	delete(e.table.revisions, name)
+	e.deleted = append(e.deleted, name)
+}
+
+// Gone returns the revisions that were deleted, and not added again.
+func (e *Edit) Gone() (names []Name) {
+	for _, n := range e.deleted {
+		if _, ok := e.table.revisions[n]; !ok {
+			names = append(names, n)
+		}
+	}
+	return names
 }
 
 // SetRoute adds or replaces a route.
@@ -220,6 +233,12 @@ func (e *Edit) heir(host string) (*entry, bool) {
 	}
 	return best, best != nil
 }
+
+// Revision returns a revision as the new table has it.
+func (e *Edit) Revision(name Name) (*Revision, bool) { return e.table.Revision(name) }
+
+// Names returns the names of all routes and revisions in the new table.
+func (e *Edit) Names() (routes, revisions []Name) { return e.table.Names() }
 
 // Table returns the new table. The edit is over.
 func (e *Edit) Table() *Table {
