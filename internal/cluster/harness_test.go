@@ -17,6 +17,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"runtime/pprof"
 	"strings"
 	"syscall"
 	"testing"
@@ -58,6 +59,9 @@ func control(dir, port string) error {
 	defer stop()
 	if at := os.Getenv(childProf); at != "" {
 		go func() { _ = http.ListenAndServe(at, nil) }()
+		if file, err := os.Create(filepath.Join(dir, "start.pprof")); err == nil {
+			_ = pprof.StartCPUProfile(file)
+		}
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	files, err := pki.Ensure(filepath.Join(dir, "pki"), pki.Options{
@@ -83,7 +87,11 @@ func control(dir, port string) error {
 	schedule := scheduler.New(scheduler.Options{REST: api.RESTConfig(), Informers: api.Informers()})
 	return run.Stages(ctx, teller{begun}, []run.Task{store.Task()}, []run.Task{api.Task(), control.Task(), schedule.Task()}, []run.Task{{
 		Name: "all",
-		Run:  func(ctx context.Context) error { <-ctx.Done(); return nil },
+		Run: func(ctx context.Context) error {
+			pprof.StopCPUProfile()
+			<-ctx.Done()
+			return nil
+		},
 	}})
 }
 

@@ -5,7 +5,6 @@ package apiserver
 import (
 	"context"
 	"fmt"
-	"net/http"
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/util/sets"
@@ -65,6 +64,8 @@ func (s *Server) assemble(ctx context.Context, listener *manyListener) (*app.Con
 		return nil, fmt.Errorf("aggregation: %w", err)
 	}
 	aggregator.GenericConfig.RESTOptionsGetter = s.stores(aggregator.GenericConfig.RESTOptionsGetter)
+	aggregator.GenericConfig.OpenAPIConfig = nil
+	aggregator.GenericConfig.DisabledPostStartHooks = sets.NewString("apiservice-openapiv3-controller")
 
 	return &app.Config{Options: options, KubeAPIs: kube, ApiExtensions: custom, Aggregator: aggregator}, nil
 }
@@ -111,6 +112,8 @@ func describe(c *server.Config) {
 	c.OpenAPIConfig.Info.Title = "Kubernetes"
 	c.OpenAPIV3Config = server.DefaultOpenAPIV3Config(definitions, namer)
 	c.OpenAPIV3Config.Info.Title = "Kubernetes"
+	// The documents are made when they are asked for: see openapi.go.
+	c.SkipOpenAPIInstallation = true
 	c.LongRunningFunc = filters.BasicLongRunningRequestCheck(
 		sets.NewString("watch", "proxy"),
 		sets.NewString("attach", "exec", "proxy", "log", "portforward"),
@@ -157,26 +160,4 @@ func withoutManagedFields(object any) (any, error) {
 		accessor.SetManagedFields(nil)
 	}
 	return object, nil
-}
-
-// A prepared server can be called, and run.
-type prepared struct {
-	handler http.Handler
-	run     func(context.Context) error
-}
-
-func build(config *app.Config) (*prepared, error) {
-	completed, err := config.Complete()
-	if err != nil {
-		return nil, err
-	}
-	chain, err := app.CreateServerChain(completed)
-	if err != nil {
-		return nil, err
-	}
-	ready, err := chain.PrepareRun()
-	if err != nil {
-		return nil, err
-	}
-	return &prepared{handler: chain.GenericAPIServer.Handler, run: ready.Run}, nil
 }
