@@ -32,6 +32,7 @@ type box struct {
 	pidfd   *os.File // of an adopted container
 	stdio   *stdio
 	oom     uint64        // OOM kills seen before the start
+	killed  bool          // by us
 	ended   chan struct{} // closed when it has exited and its end is recorded
 }
 
@@ -53,6 +54,7 @@ type host struct {
 	log       *slog.Logger
 	groups    *hierarchies
 	nursery   *nursery
+	keeper    *keeper
 	buffers   *buffers
 	filters   filterCache
 	tell      func(Event)
@@ -198,7 +200,7 @@ func (b *box) boot(p *plan, limited <-chan error) (err error) {
 	} else {
 		o.Tasks = tasks(b.manager)
 	}
-	stdio, theirs, err := openStdio(b.dir, spec)
+	stdio, theirs, err := openStdio(b.dir, spec, b.host.keeper)
 	if err != nil {
 		return fmt.Errorf("standard streams: %w", err)
 	}
@@ -235,6 +237,9 @@ func (b *box) boot(p *plan, limited <-chan error) (err error) {
 	}
 	if console != nil {
 		b.stdio.setConsole(console)
+	}
+	if err := b.stdio.keepOpen(); err != nil {
+		return err
 	}
 	if p.filter != nil {
 		return b.blank.filter(p.filter)
@@ -297,14 +302,8 @@ func receiveConsole(from *os.File) (*os.File, error) {
 		closeAll(files)
 		return nil, fmt.Errorf("receive terminal: %d files: %w", len(files), err)
 	}
-	master := files[0]
-	fd, err := unix.FcntlInt(master.Fd(), unix.F_DUPFD_CLOEXEC, 0) // a file that the poller can take
-	_ = master.Close()
-	if err != nil {
-		return nil, fmt.Errorf("receive terminal: %w", err)
-	}
-	_ = unix.SetNonblock(fd, true)
-	return os.NewFile(uintptr(fd), "terminal"), nil
+	defer closeAll(files)
+	return pollable(files[0])
 }
 
 // makeGate makes the FIFO on which libcontainer waits before it runs the
@@ -509,6 +508,7 @@ func (b *box) signal(sig syscall.Signal) error {
 	if b.record.Status.State == Exited {
 		return ErrNotRunning
 	}
+	b.killed = b.killed || sig == syscall.SIGKILL
 	var err error
 	if b.pidfd != nil {
 		err = unix.PidfdSendSignal(int(b.pidfd.Fd()), sig, nil, 0)

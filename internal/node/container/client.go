@@ -265,8 +265,18 @@ func (c *Client) call(ctx context.Context, r request) (reply, error) {
 }
 
 // begin asks, waits for the first answer, and returns the connection for what
-// follows. With an error there is no connection.
+// follows. With an error there is no connection. What can be asked twice is,
+// when the runtime dies over the first time.
 func (c *Client) begin(ctx context.Context, r request, files ...*os.File) (*net.UnixConn, reply, []*os.File, error) {
+	conn, out, answer, err := c.try(ctx, r, files)
+	once := r.Op == "create" || r.Op == "start" || r.Op == "exec"
+	if errors.Is(err, ErrUnavailable) && !once && ctx.Err() == nil {
+		return c.try(ctx, r, files)
+	}
+	return conn, out, answer, err
+}
+
+func (c *Client) try(ctx context.Context, r request, files []*os.File) (*net.UnixConn, reply, []*os.File, error) {
 	var out reply
 	conn, err := c.connect(ctx)
 	if err != nil {
@@ -400,13 +410,11 @@ func (p *pipes) closeTheirs() { closeAll(p.child[:]); p.child = [3]*os.File{} }
 
 // terminal takes the master of the process's terminal.
 func (p *pipes) terminal(files []*os.File) error {
-	fd, err := unix.FcntlInt(files[0].Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	master, err := pollable(files[0])
 	closeAll(files)
 	if err != nil {
-		return os.NewSyscallError("fcntl", err)
+		return err
 	}
-	_ = unix.SetNonblock(fd, true)
-	master := os.NewFile(uintptr(fd), "terminal")
 	p.ours[1] = master
 	p.resize = func(s Size) error { return setSize(master, s) }
 	return nil

@@ -141,7 +141,7 @@ func adopt(h *host, dir string, r record) (*box, error) {
 		close(b.ended)
 		return b, nil
 	}
-	if b.stdio, err = reopenStdio(dir, &r.Spec); err != nil {
+	if b.stdio, err = reopenStdio(dir, &r.Spec, h.keeper); err != nil {
 		return nil, fmt.Errorf("standard streams: %w", err)
 	}
 	b.stdio.pump(h.buffers)
@@ -151,6 +151,7 @@ func adopt(h *host, dir string, r record) (*box, error) {
 	}
 	if b.unstarted() {
 		// Its gate is lost, so it can never run. Whoever made it makes it again.
+		b.killed = true
 		_ = unix.PidfdSendSignal(int(b.pidfd.Fd()), unix.SIGKILL, nil, 0)
 	} else if b.record.Status.State == Created {
 		b.record.Status.State, b.record.Status.StartedAt = Running, time.Now()
@@ -192,8 +193,19 @@ func (b *box) watch() {
 		b.host.log.Error("cannot watch an adopted container", "container", b.record.Spec.ID, "error", err)
 		return
 	}
+	b.mu.Lock()
+	killed := b.killed
+	b.mu.Unlock()
+	if killed { // there is nothing to be learned
+		b.end(Exit{Code: 128 + int(syscall.SIGKILL), Signal: syscall.SIGKILL})
+		return
+	}
 	b.end(exitOfStranger(b.pidfd))
 }
+
+// maxReap is how long the machine's first process may take to reap an orphan.
+// A right exit code, late, serves better than an unknown one.
+const maxReap = 5 * time.Second
 
 // exitOfStranger asks the kernel how a process that is not our child ended.
 // Kernels since 6.15 remember that for as long as a pidfd is open.
@@ -202,8 +214,8 @@ func exitOfStranger(pidfd *os.File) Exit {
 		getInfo  = 0xc040ff0b // PIDFD_GET_INFO, with 64 bytes of struct pidfd_info
 		infoExit = 1 << 3
 	)
-	// The end is known when init has reaped the process.
-	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(pidfd.Fd()), Events: 0}}, 1000)
+	// The end is known when the process that inherited it has reaped it.
+	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(pidfd.Fd()), Events: 0}}, int(maxReap.Milliseconds()))
 	info := struct {
 		mask, cgroup uint64
 		ids          [11]uint32

@@ -31,6 +31,8 @@ func Role(args []string) string {
 		return initRole
 	case len(args) == 4 && args[1] == runtimeRole:
 		return runtimeRole
+	case len(args) == 3 && args[1] == keeperRole:
+		return keeperRole
 	}
 	return ""
 }
@@ -42,12 +44,18 @@ func Become(args []string) {
 	case initRole:
 		Init()
 	case runtimeRole:
-		if err := serve(args[2], args[3]); err != nil {
-			slog.Error("container runtime ended", "error", err)
-			os.Exit(1)
-		}
-		os.Exit(0)
+		finish(serve(args[2], args[3]))
+	case keeperRole:
+		finish(keep(args[2]))
 	}
+}
+
+func finish(err error) {
+	if err != nil {
+		slog.Error("container runtime ended", "error", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
 }
 
 const (
@@ -142,6 +150,7 @@ func newServer(dir string) (*server, error) {
 		dir: filepath.Join(dir, "boxes"), log: slog.Default(), groups: groups, buffers: newBuffers(), tell: s.tell,
 		initLog: os.Stderr, stageRoot: stage,
 		nursery: &nursery{exe: exe, log: os.Stderr, keep: keepBlanks},
+		keeper:  &keeper{exe: exe, log: os.Stderr, socket: filepath.Join(dir, "keeper.sock")},
 	}
 	if groups.unified {
 		s.host.nursery.keep = 0 // there a process is born in its cgroup, and cannot be made ahead

@@ -23,7 +23,9 @@ import (
 // reader while no runtime lives: it may have to wait when a FIFO is full, but
 // no signal ends it.
 type stdio struct {
+	id      string
 	dir     string
+	keeper  *keeper
 	log     *logFile
 	done    sync.WaitGroup // the pumps
 	console *os.File       // master of the terminal, or nil
@@ -63,12 +65,12 @@ func fifoPath(dir, stream string) string { return filepath.Join(dir, stream) }
 
 // openStdio makes the FIFOs of a container in dir and opens our ends. It
 // returns the container's: stdin, stdout and stderr.
-func openStdio(dir string, spec *Spec) (*stdio, []*os.File, error) {
+func openStdio(dir string, spec *Spec, k *keeper) (*stdio, []*os.File, error) {
 	log, err := openLog(spec.LogPath)
 	if err != nil {
 		return nil, nil, err
 	}
-	s := &stdio{dir: dir, log: log, once: spec.StdinOnce}
+	s := &stdio{id: spec.ID, dir: dir, keeper: k, log: log, once: spec.StdinOnce}
 	theirs, err := s.fifos(spec)
 	if err != nil {
 		closeAll(theirs)
@@ -161,6 +163,14 @@ func (s *stdio) setConsole(master *os.File) {
 	s.readers = []*os.File{master}
 }
 
+// keepOpen makes the container's input, and its terminal, outlive us.
+func (s *stdio) keepOpen() error {
+	if s.stdin == nil {
+		return nil
+	}
+	return s.keeper.put(s.id, s.stdin)
+}
+
 // pump starts carrying output. The pumps end when nobody holds the
 // container's ends any more.
 func (s *stdio) pump(b *buffers) {
@@ -251,6 +261,7 @@ func (s *stdio) feed(from *os.File) {
 		defer s.mu.Unlock()
 		_ = s.stdin.Close()
 		_ = os.Remove(fifoPath(s.dir, "stdin")) // a new runtime must not open it again
+		s.keeper.drop(s.id)
 	}
 }
 
@@ -314,19 +325,25 @@ func (s *stdio) close() {
 	closeAll(s.readers)
 	if s.stdin != nil {
 		_ = s.stdin.Close()
+		s.keeper.drop(s.id)
 	}
 	s.log.close()
 }
 
 // reopenStdio opens our ends again of what an earlier runtime made.
-func reopenStdio(dir string, spec *Spec) (*stdio, error) {
+func reopenStdio(dir string, spec *Spec, k *keeper) (*stdio, error) {
 	log, err := openLog(spec.LogPath)
 	if err != nil {
 		return nil, err
 	}
-	s := &stdio{dir: dir, log: log, once: spec.StdinOnce}
+	s := &stdio{id: spec.ID, dir: dir, keeper: k, log: log, once: spec.StdinOnce}
 	if spec.TTY {
-		return s, nil // its terminal went with the earlier runtime
+		master, err := k.get(s.id)
+		if err != nil {
+			return s, nil // hung up; that its streams are gone is no reason to lose sight of it
+		}
+		s.setConsole(master)
+		return s, nil
 	}
 	for _, stream := range []string{stdoutStream, stderrStream} {
 		if err := s.openReader(stream); err != nil {
