@@ -27,10 +27,7 @@ package apiserver
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
-	"net/http"
-	"time"
 
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apiserver/pkg/admission"
@@ -129,7 +126,7 @@ func (s *Server) Task() run.Task {
 	return run.Task{Name: "kube-apiserver", Run: s.run, Ready: s.Ready}
 }
 
-// Ready blocks until the server says so itself at /readyz.
+// Ready blocks until the server can serve anybody: see ready.go.
 func (s *Server) Ready(ctx context.Context) error {
 	select {
 	case <-s.ready:
@@ -179,31 +176,4 @@ func (s *Server) serve(ctx context.Context, listener *manyListener) error {
 		return fmt.Errorf("API server: %w", err)
 	}
 	return nil
-}
-
-// awaitReady asks the server itself. Upstream offers no event for it: its
-// checks are functions that are called when somebody asks.
-func (s *Server) awaitReady(ctx context.Context) {
-	const interval = 5 * time.Millisecond
-	client := http.Client{Transport: s.loop}
-	tick := time.NewTicker(interval)
-	defer tick.Stop()
-	for {
-		request, _ := http.NewRequestWithContext(ctx, http.MethodGet, loopbackHost+"/readyz", nil)
-		request.Header.Set("Authorization", "Bearer "+s.loop.token)
-		response, err := client.Do(request)
-		if err == nil {
-			_, _ = io.Copy(io.Discard, response.Body)
-			_ = response.Body.Close()
-			if response.StatusCode == http.StatusOK {
-				close(s.ready)
-				return
-			}
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
-	}
 }
