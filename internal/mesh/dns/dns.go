@@ -136,23 +136,39 @@ func (s *Server) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ended := make(chan error, len(servers))
+	ended, started := make(chan error, len(servers)), make(chan struct{}, len(servers))
 	var tasks sync.WaitGroup
 	for _, server := range servers {
+		server.NotifyStartedFunc = func() { started <- struct{}{} }
 		tasks.Go(func() { ended <- server.ActivateAndServe() })
 	}
-	close(s.ready)
-	select {
-	case err = <-ended:
-	case <-ctx.Done():
-		err = nil
+	for range servers {
+		select { // either comes: one that did not start cannot be stopped
+		case <-started:
+		case err = <-ended:
+		}
 	}
-	for _, server := range servers {
-		// Gives answers under way a moment; an error says it was not running.
-		_ = server.Shutdown()
+	if err == nil {
+		close(s.ready)
+		select {
+		case err = <-ended:
+		case <-ctx.Done():
+		}
 	}
+	s.shutdown(servers)
 	tasks.Wait()
 	return err
+}
+
+// shutdown lets answers under way be sent.
+func (s *Server) shutdown(servers []*dns.Server) {
+	ctx, cancel := context.WithTimeout(context.Background(), queryTime)
+	defer cancel()
+	for _, server := range servers {
+		if err := server.ShutdownContext(ctx); err != nil {
+			s.options.Log.Debug("stopping to answer DNS", "err", err)
+		}
+	}
 }
 
 // listen opens all sockets, or none.
@@ -284,7 +300,7 @@ func (s *Server) own(question dns.Question) (answer, bool) {
 	if question.Qtype == dns.TypeA || question.Qtype == dns.TypeANY {
 		a.answer = append(a.answer, addressRecord(question.Name, addr))
 	} else {
-		a.authority = []dns.RR{soa(s.zone.domain)}
+		a.authority = []dns.RR{soa(s.zone.domain, question.Name)}
 	}
 	return a, true
 }

@@ -100,27 +100,24 @@ func lifeOf(msg *dns.Msg) time.Duration {
 	case msg.Rcode != dns.RcodeSuccess && msg.Rcode != dns.RcodeNameError:
 		return 0
 	case msg.Rcode == dns.RcodeNameError || len(msg.Answer) == 0:
-		if !hasSOA(msg) {
+		minimum, said := noFor(msg)
+		if !said {
 			return 0
 		}
-		limit = longestNo
+		limit = min(longestNo, minimum)
 	}
 	eachRecord(msg, func(h *dns.RR_Header) { limit = min(limit, time.Duration(h.Ttl)*time.Second) })
-	for _, rr := range msg.Ns {
-		if s, ok := rr.(*dns.SOA); ok {
-			limit = min(limit, time.Duration(s.Minttl)*time.Second)
-		}
-	}
 	return limit
 }
 
-func hasSOA(msg *dns.Msg) bool {
+// noFor is how long it may be believed that there is no such record.
+func noFor(msg *dns.Msg) (time.Duration, bool) {
 	for _, rr := range msg.Ns {
-		if rr.Header().Rrtype == dns.TypeSOA {
-			return true
+		if s, ok := rr.(*dns.SOA); ok {
+			return time.Duration(s.Minttl) * time.Second, true
 		}
 	}
-	return false
+	return 0, false
 }
 
 // eachRecord visits the records that have a time to live.

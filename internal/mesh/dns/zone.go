@@ -57,7 +57,7 @@ func (z *zone) closing(records []dns.RR, extra []dns.RR, exists bool) answer {
 	if !exists {
 		a.rcode = dns.RcodeNameError
 	}
-	a.authority = []dns.RR{soa(z.domain)}
+	a.authority = []dns.RR{soa(z.domain, z.domain)}
 	return a
 }
 
@@ -84,7 +84,7 @@ func (z *zone) lookup(q dns.Question, labels []string) (records, extra []dns.RR,
 func (z *zone) apex(q dns.Question) []dns.RR {
 	switch q.Qtype {
 	case dns.TypeSOA, dns.TypeANY:
-		return []dns.RR{soa(z.domain)}
+		return []dns.RR{soa(z.domain, z.domain)}
 	case dns.TypeNS:
 		return []dns.RR{&dns.NS{Hdr: header(q.Name, dns.TypeNS), Ns: "ns.dns." + z.domain}}
 	}
@@ -334,9 +334,9 @@ func header(name string, kind uint16) dns.RR_Header {
 }
 
 // soa says for how long it may be believed that a name does not exist.
-func soa(domain string) dns.RR {
+func soa(domain, at string) dns.RR {
 	return &dns.SOA{
-		Hdr: header(domain, dns.TypeSOA), Ns: "ns.dns." + domain, Mbox: "hostmaster." + domain,
+		Hdr: header(at, dns.TypeSOA), Ns: "ns.dns." + domain, Mbox: "hostmaster." + domain,
 		Serial: 1, Refresh: 7200, Retry: 1800, Expire: 86400, Minttl: ttl,
 	}
 }
