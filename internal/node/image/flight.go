@@ -80,10 +80,12 @@ func (f *flights[T]) wait(ctx context.Context, fl *flight[T], listener func(Prog
 	}
 	f.mu.Lock()
 	fl.waiters--
-	if fl.waiters == 0 {
-		fl.cancel()
-	}
+	last := fl.waiters == 0
 	f.mu.Unlock()
+	if last {
+		fl.cancel()
+		<-fl.done // it cleans up after itself
+	}
 	var none T
 	return none, context.Cause(ctx)
 }
