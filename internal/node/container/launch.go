@@ -3,7 +3,9 @@
 package container
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/opencontainers/runc/libcontainer/exeseal"
 	"golang.org/x/sys/unix"
 )
 
@@ -21,9 +24,9 @@ import (
 type Options struct {
 	Dir    string // state of the containers
 	Socket string // where the runtime listens
-	// Executable is the binary that becomes the runtime; this one when empty.
-	// It must call reexec's hook.
-	Executable string
+	// Binary is the program that becomes the runtime, small.Binary's; this
+	// process's own when empty. It must call reexec's hook.
+	Binary []byte
 }
 
 // maxStartup is how long a runtime may take until it listens. It adopts
@@ -37,16 +40,25 @@ const maxRuntimeLog = 4 << 20
 // when none answers: now, and again whenever it is found dead.
 func Launch(ctx context.Context, o Options) (*Client, error) {
 	l := &launcher{options: o}
-	c := &Client{socket: o.Socket, revive: l.revive}
-	if err := c.ping(ctx); err != nil {
-		return nil, err
+	if len(o.Binary) > 0 {
+		l.version = fmt.Sprintf("%x", sha256.Sum256(o.Binary))
 	}
-	return c, nil
+	c := &Client{socket: o.Socket, revive: l.revive}
+	r, err := c.call(ctx, request{Op: "ping"})
+	if err != nil || r.Version == l.version {
+		return c, err
+	}
+	// A runtime of another build: its successor adopts the containers.
+	if _, err := c.call(ctx, request{Op: "retire"}); err != nil {
+		return nil, fmt.Errorf("retire the container runtime: %w", err)
+	}
+	return c, c.ping(ctx)
 }
 
 // A launcher starts runtimes, one at a time.
 type launcher struct {
 	options Options
+	version string // of the binary: its hash
 	mu      sync.Mutex
 }
 
@@ -86,7 +98,7 @@ func (l *launcher) start(ctx context.Context) error {
 	defer ready.Close()
 	cmd := exec.Command(fmt.Sprintf("/proc/self/fd/%d", exe.Fd()), runtimeRole, l.options.Dir, l.options.Socket)
 	cmd.Args[0] = "sonagi"
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), versionVariable + "=" + l.version}
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{theirs}
@@ -124,21 +136,30 @@ func (l *launcher) openLog() (*os.File, error) {
 	return os.OpenFile(l.logPath(), flags, 0o600)
 }
 
-// executable opens the binary of the runtime, at a number that the start of
-// a child does not use for its own files: see golang.org/issue/61751.
+// executable opens the binary of the runtime. A small one goes into memory
+// and is sealed there, so that nothing can change what containers start from.
 func (l *launcher) executable() (*os.File, error) {
-	path := l.options.Executable
-	if path == "" {
-		path = "/proc/self/exe"
+	if len(l.options.Binary) == 0 {
+		f, err := os.OpenFile("/proc/self/exe", unix.O_PATH|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return nil, err
+		}
+		return outOfTheWay(f)
 	}
-	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	f, err := exeseal.CloneBinary(bytes.NewReader(l.options.Binary), int64(len(l.options.Binary)), "sonagi-runtime", l.options.Dir)
 	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+		return nil, err
 	}
-	defer unix.Close(fd)
-	high, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 100)
+	return outOfTheWay(f)
+}
+
+// outOfTheWay moves a file to a number that the start of a child does not use
+// for the child's own files: see golang.org/issue/61751.
+func outOfTheWay(f *os.File) (*os.File, error) {
+	defer f.Close()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 100)
 	if err != nil {
 		return nil, os.NewSyscallError("fcntl", err)
 	}
-	return os.NewFile(uintptr(high), path), nil
+	return os.NewFile(uintptr(fd), f.Name()), nil
 }

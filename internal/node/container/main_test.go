@@ -20,6 +20,7 @@ import (
 
 	"github.com/sonagi/sonagi/internal/node/container"
 	_ "github.com/sonagi/sonagi/internal/node/container/reexec"
+	"github.com/sonagi/sonagi/internal/node/container/small"
 )
 
 // busybox is the shell and tools of the test containers.
@@ -58,7 +59,7 @@ func newLab(t testing.TB) *lab {
 }
 
 func (l *lab) options() container.Options {
-	return container.Options{Dir: filepath.Join(l.dir, "containers"), Socket: filepath.Join(l.dir, "run", "runtime.sock")}
+	return container.Options{Dir: filepath.Join(l.dir, "containers"), Socket: filepath.Join(l.dir, "run", "runtime.sock"), Binary: small.Binary()}
 }
 
 func (l *lab) launch() *container.Client {

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"github.com/opencontainers/runc/libcontainer/exeseal"
 	"golang.org/x/sys/unix"
@@ -22,6 +23,9 @@ import (
 // runtimeRole is the argument with which this binary becomes the runtime. The
 // directory of its state and its socket follow.
 const runtimeRole = "runtime"
+
+// versionVariable tells a runtime, in its environment, which build it is.
+const versionVariable = "SONAGI_RUNTIME_VERSION"
 
 // Role says which of this package's roles the arguments of this process name:
 // "" for none.
@@ -69,13 +73,16 @@ const (
 
 // A server is the runtime process.
 type server struct {
-	host   *host
-	refill *time.Timer
+	host    *host
+	version string
+	sealed  *os.File // the binary that processes start from, open for as long as we live
+	refill  *time.Timer
 
 	mu       sync.Mutex
 	boxes    map[string]*box
 	watchers map[chan Event]bool
-	stop     chan struct{}
+	stop     chan struct{} // closed when no more calls are taken
+	bye      chan struct{} // closed when the last one is answered
 	end      sync.Once
 }
 
@@ -85,6 +92,8 @@ func serve(dir, socket string) error {
 	debug.SetMemoryLimit(24 << 20)
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-999"), 0)
 	unix.Umask(0o022)
+	name := []byte("sonagi-runtime\x00")
+	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0)
 
 	lock, err := claim(dir)
 	if err != nil {
@@ -113,7 +122,11 @@ func serve(dir, socket string) error {
 		s.host.log.Warn("no process made ahead", "error", err)
 	}
 	go func() { <-s.stop; _ = listener.Close() }()
-	return s.accept(listener)
+	if err := s.accept(listener); err != nil {
+		return err
+	}
+	<-s.bye
+	return nil
 }
 
 // claim makes sure that there is one runtime for dir.
@@ -125,9 +138,15 @@ func claim(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		_ = lock.Close()
-		return nil, fmt.Errorf("state directory %s: another runtime has it: %w", dir, err)
+	locked := make(chan error, 1)
+	go func() { locked <- unix.Flock(int(lock.Fd()), unix.LOCK_EX) }()
+	select {
+	case err = <-locked:
+	case <-time.After(maxStartup / 2): // one that retires needs a moment
+		err = errors.New("another runtime has it")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("state directory %s: %w", dir, err)
 	}
 	return lock, nil
 }
@@ -137,7 +156,7 @@ func newServer(dir string) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
-	exe, err := sealedExe(dir)
+	exe, sealed, err := sealedExe(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -145,7 +164,7 @@ func newServer(dir string) (*server, error) {
 	if err := os.MkdirAll(stage, 0o700); err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
-	s := &server{boxes: map[string]*box{}, watchers: map[chan Event]bool{}, stop: make(chan struct{})}
+	s := &server{version: os.Getenv(versionVariable), sealed: sealed, boxes: map[string]*box{}, watchers: map[chan Event]bool{}, stop: make(chan struct{}), bye: make(chan struct{})}
 	s.host = &host{
 		dir: filepath.Join(dir, "boxes"), log: slog.Default(), groups: groups, buffers: newBuffers(), tell: s.tell,
 		initLog: os.Stderr, stageRoot: stage,
@@ -167,21 +186,18 @@ func newServer(dir string) (*server, error) {
 // nobody can write to, whatever a container does with /proc/self/exe. It is
 // made once for all containers: what would change it for one of them would
 // have to be able to write to it.
-func sealedExe(dir string) (string, error) {
+func sealedExe(dir string) (string, *os.File, error) {
 	if exeseal.IsSelfExeCloned() {
-		return "/proc/self/exe", nil
+		return "/proc/self/exe", nil, nil
 	}
 	f, err := exeseal.CloneSelfExe(dir)
-	if err != nil {
-		return "", fmt.Errorf("seal the binary: %w", err)
+	if err == nil {
+		f, err = outOfTheWay(f)
 	}
-	// A number that no Start will use for a child's files: see golang.org/issue/61751.
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 100)
 	if err != nil {
-		return "", os.NewSyscallError("fcntl", err)
+		return "", nil, fmt.Errorf("seal the binary: %w", err)
 	}
-	_ = f.Close()
-	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd), nil
+	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd()), f, nil
 }
 
 // adoptAll takes over the containers of an earlier runtime.
@@ -238,11 +254,12 @@ func (s *server) converse(c *net.UnixConn) {
 		if err != nil {
 			return
 		}
-		if err := s.answer(c, &r, files); err != nil {
-			return
+		last := r.Op == "shutdown" || r.Op == "retire"
+		err = s.answer(c, &r, files)
+		if last {
+			s.end.Do(func() { close(s.bye) })
 		}
-		if r.Op == "shutdown" {
-			s.end.Do(func() { close(s.stop) })
+		if err != nil || last {
 			return
 		}
 	}
@@ -273,8 +290,12 @@ func (s *server) do(r *request) (reply, error) {
 	case "delete":
 		return reply{}, s.remove(r.ID)
 	case "shutdown":
+		defer s.refuse()
 		return reply{}, s.shutdown()
 	case "ping":
+		return reply{Version: s.version}, nil
+	case "retire":
+		s.refuse()
 		return reply{}, nil
 	}
 	b, err := s.find(r.ID)
@@ -298,6 +319,18 @@ func (s *server) do(r *request) (reply, error) {
 		return reply{Usage: &u}, err
 	}
 	return reply{}, fmt.Errorf("unknown operation %q", r.Op)
+}
+
+// refuse takes no calls any more.
+func (s *server) refuse() {
+	s.host.nursery.empty()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case <-s.stop:
+	default:
+		close(s.stop)
+	}
 }
 
 // streams does what concerns the standard streams.

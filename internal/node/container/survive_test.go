@@ -124,6 +124,30 @@ func (l *lab) enter(s container.Spec, line string) {
 	<-done
 }
 
+// TestUpgrade starts a client of another build: its runtime takes the place
+// of the old one, and the containers do not notice.
+func TestUpgrade(t *testing.T) {
+	l := newLab(t)
+	s := l.spec("echo up; sleep 600")
+	before := l.run(s)
+	l.says(s, "up")
+	old := l.runtimePid()
+	o := l.options()
+	binary, err := os.ReadFile("/proc/self/exe")
+	must(t, err)
+	o.Binary = append(binary, "another build"...)
+	c, err := container.Launch(t.Context(), o)
+	must(t, err)
+	if l.runtimePid() == old {
+		t.Error("the old runtime is there")
+	}
+	now, err := c.Status(t.Context(), s.ID)
+	must(t, err)
+	if now.State != container.Running || now.Pid != before.Pid {
+		t.Errorf("%+v", now)
+	}
+}
+
 // TestStarterKilled kills the process that started the runtime.
 func TestStarterKilled(t *testing.T) {
 	if dir := os.Getenv("CONTAINER_TEST_STARTER"); dir != "" {

@@ -40,6 +40,7 @@ type reply struct {
 	Event    *Event     `json:"event,omitempty"`
 	Usage    *Usage     `json:"usage,omitempty"`
 	ExitCode int        `json:"exitCode,omitempty"`
+	Version  string     `json:"version,omitempty"`
 }
 
 // wireError carries an error over the socket.
