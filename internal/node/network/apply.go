@@ -32,12 +32,17 @@ const (
 // takes longer than the transaction.
 type rulebook struct {
 	table   string
+	prefix  string // of the pods' links
 	gateway netip.Addr
 	pods    netip.Prefix
 	cluster netip.Prefix
 
 	conn *nftables.Conn
 	raw  *netlink.Conn
+}
+
+func newRulebook(o Options) *rulebook {
+	return &rulebook{table: o.Table, prefix: o.LinkPrefix, gateway: o.gateway(), pods: o.PodCIDR, cluster: o.ServiceCIDR}
 }
 
 // begin opens a batch.

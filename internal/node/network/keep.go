@@ -39,9 +39,9 @@ type rules struct {
 	swept chan struct{}
 }
 
-func newRules(o Options, gateway netip.Addr) *rules {
+func newRules(o Options) *rules {
 	return &rules{
-		kernel: &rulebook{table: o.Table, gateway: gateway, pods: o.PodCIDR, cluster: o.ServiceCIDR},
+		kernel: newRulebook(o),
 		log:    o.Log, book: newBook(), repair: make(chan struct{}, 1),
 		left: map[netip.Addr]bool{}, swept: make(chan struct{}, 1),
 	}
@@ -58,10 +58,22 @@ func (r *rules) open(held []Sandbox) error {
 		return err
 	}
 	r.stale = there
-	if there {
-		return nil
+	if !there {
+		if err := r.kernel.rewrite(r.book.all()); err != nil {
+			return err
+		}
 	}
-	return r.kernel.rewrite(r.book.all())
+	r.letPass()
+	if legacyFilter() {
+		r.log.Info("this machine has rules of iptables-legacy; should they drop packets in FORWARD, allow those of the pods' links there")
+	}
+	return nil
+}
+
+func (r *rules) letPass() {
+	if err := r.kernel.letPass(); err != nil {
+		r.log.Warn("pods may be cut off", "err", err)
+	}
 }
 
 // program changes the book and then the kernel. whole says that the book now
@@ -167,6 +179,7 @@ func (r *rules) restore() error {
 	if err != nil {
 		return err
 	}
+	r.letPass()
 	if there && !(r.stale && r.known) {
 		return nil
 	}
@@ -178,7 +191,7 @@ func (r *rules) restore() error {
 }
 
 // watch looks out for others who remove our table, as a reload of the
-// machine's firewall does.
+// machine's firewall does, or make a chain that drops packets.
 func (r *rules) watch(ctx context.Context) {
 	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{Groups: 1 << (unix.NFNLGRP_NFTABLES - 1)})
 	if err != nil {
@@ -190,14 +203,37 @@ func (r *rules) watch(ctx context.Context) {
 	defer conn.Close()
 	for ctx.Err() == nil {
 		messages, err := conn.Receive()
-		removed := err != nil // more happened than the buffer holds: look
+		look := err != nil // more happened than the buffer holds
 		for _, m := range messages {
-			removed = removed || m.Header.Type == unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_DELTABLE
+			look = look || r.concerns(m)
 		}
-		if removed && ctx.Err() == nil {
+		if look && ctx.Err() == nil {
 			signal(r.repair)
 		}
 	}
+}
+
+// concerns reports whether the message tells of a removed table or of another
+// table's chain.
+func (r *rules) concerns(m netlink.Message) bool {
+	switch m.Header.Type {
+	case unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_DELTABLE:
+		return true
+	case unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWCHAIN:
+	default:
+		return false
+	}
+	const familyHeader = 4 // struct nfgenmsg
+	if len(m.Data) < familyHeader {
+		return false
+	}
+	attrs, err := netlink.NewAttributeDecoder(m.Data[familyHeader:])
+	for err == nil && attrs.Next() {
+		if attrs.Type() == unix.NFTA_CHAIN_TABLE {
+			return attrs.String() != r.kernel.table
+		}
+	}
+	return false
 }
 
 // sweep forgets the connections of addresses that were released.

@@ -213,7 +213,7 @@ func (m *Manager) open() (err error) {
 	if err := m.pool.adopt(); err != nil {
 		return err
 	}
-	m.rules = newRules(m.options, m.gateway)
+	m.rules = newRules(m.options)
 	return m.rules.open(m.pool.sandboxes())
 }
 

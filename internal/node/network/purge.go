@@ -23,7 +23,7 @@ func Purge(o Options) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(deleteTable(o.Table), purgeLinks(o), purgeDir(o.Dir)); err != nil {
+	if err := errors.Join(newRulebook(o).takeBack(), deleteTable(o.Table), purgeLinks(o), purgeDir(o.Dir)); err != nil {
 		return fmt.Errorf("removing the pod network: %w", err)
 	}
 	return nil

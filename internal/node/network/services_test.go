@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
@@ -454,4 +455,71 @@ func TestManyServices(t *testing.T) {
 	w.program(t, w.web(1))
 	refused(t, w.client.NetNS, "tcp", services[5].ClusterIP.String()+":80")
 	mustAsk(t, w.client.NetNS, "tcp", webIP.String()+":80")
+}
+
+// TestOthersDropNothingOfPods: Docker and ufw make chains that drop what they
+// do not know, before and after we start.
+func TestOthersDropNothingOfPods(t *testing.T) {
+	needRoot(t)
+	drop := nftables.ChainPolicyDrop
+	firewall := &nftables.Table{Name: "filter", Family: nftables.TableFamilyIPv4}
+	closeChain := func(name string, hook *nftables.ChainHook) {
+		t.Helper()
+		conn := &nftables.Conn{}
+		conn.AddTable(firewall)
+		conn.AddChain(&nftables.Chain{
+			Name: name, Table: firewall, Type: nftables.ChainTypeFilter, Hooknum: hook,
+			Priority: nftables.ChainPriorityFilter, Policy: &drop,
+		})
+		if err := conn.Flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() {
+		conn := &nftables.Conn{}
+		for name := range map[string]bool{"FORWARD": true, "INPUT": true} {
+			rules, err := conn.GetRules(firewall, &nftables.Chain{Name: name, Table: firewall})
+			if err != nil || len(rules) > 0 {
+				t.Errorf("after Purge, %s has %d rules, %v", name, len(rules), err)
+			}
+		}
+		conn.DelTable(firewall)
+		if err := conn.Flush(); err != nil {
+			t.Error(err)
+		}
+	})
+	closeChain("FORWARD", nftables.ChainHookForward)
+	w := newTown(t)
+	w.program(t, w.web(3))
+	mustAsk(t, w.client.NetNS, "tcp", webIP.String()+":80")
+	serve(t, ownNS, w.m.Gateway().String()+":8053", "host")
+	closeChain("INPUT", nftables.ChainHookInput)
+	waitUntil(t, "the new chain lets pods pass", func() bool {
+		_, err := askFor(w.client.NetNS, "tcp", w.m.Gateway().String()+":8053", 200*time.Millisecond)
+		return err == nil
+	})
+	mustAsk(t, w.client.NetNS, "tcp", webIP.String()+":80")
+	mustAsk(t, ownNS, "tcp", webIP.String()+":80")
+	mustAsk(t, ownNS, "tcp", "127.0.0.1:30080")
+	if iptables, err := exec.LookPath("iptables-nft"); err == nil {
+		out, err := exec.Command(iptables, "-S").CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "-A FORWARD -i sgi+ -m comment") {
+			t.Errorf("iptables: %s, %v", out, err)
+		}
+	}
+}
+
+// TestHostBehindService: the API server is an endpoint on this machine.
+func TestHostBehindService(t *testing.T) {
+	w := newTown(t)
+	serve(t, ownNS, w.m.Gateway().String()+":6443", "api")
+	w.program(t, Service{
+		Name: "default/kubernetes:https", ClusterIP: netip.MustParseAddr("10.143.0.1"), Proto: TCP, Port: 443, NodePort: 30443,
+		Endpoints: []netip.AddrPort{netip.AddrPortFrom(w.m.Gateway(), 6443)},
+	})
+	if got := mustAsk(t, w.client.NetNS, "tcp", "10.143.0.1:443"); got != fmt.Sprint("api ", w.client.IP) {
+		t.Errorf("got %q", got)
+	}
+	mustAsk(t, ownNS, "tcp", "10.143.0.1:443")
+	mustAsk(t, ownNS, "tcp", "127.0.0.1:30443")
 }
