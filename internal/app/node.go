@@ -72,7 +72,12 @@ func node(ctx context.Context, s Settings, log *slog.Logger) ([][]run.Task, erro
 	if err != nil {
 		return nil, err
 	}
-	shared := informers.NewSharedInformerFactoryWithOptions(core, 0)
+	// Services and their endpoints are the data plane's to read, not the node's.
+	reader, err := kubernetes.NewForConfig(traffic.config)
+	if err != nil {
+		return nil, err
+	}
+	shared := informers.NewSharedInformerFactoryWithOptions(reader, 0)
 	services, err := proxy.New(proxy.Options{Informers: shared, Network: p.network, NodeName: s.NodeName, Log: log})
 	if err != nil {
 		return nil, err
@@ -161,6 +166,7 @@ func (p podRooms) registryTask(s Settings) run.Task {
 
 // traffic is the data plane.
 type traffic struct {
+	config    *rest.Config
 	gateway   *gateway.Gateway
 	activator *activator.Activator
 	reporter  *queue.Reporter
@@ -178,7 +184,7 @@ func newTraffic(s Settings, files *pki.Files, log *slog.Logger) (*traffic, error
 		return nil, err
 	}
 	live := &routing.Live{}
-	t := &traffic{meter: &queue.Meter{}}
+	t := &traffic{config: cfg, meter: &queue.Meter{}}
 	t.reporter = queue.NewReporter(s.controlSocket(), nil, log)
 	t.activator = activator.New(t.reporter.Poke)
 	t.reporter.SetSample(t.activator.Sample)
@@ -278,4 +284,3 @@ func answers(name string, cfg *rest.Config) run.Task {
 		}
 	}}
 }
-
