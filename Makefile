@@ -17,6 +17,7 @@ up: build
 build:
 	@mkdir -p bin
 	@test -d "$$($(GO) env GOCACHE)/00" || echo "First build: Kubernetes is compiled too; this takes some minutes."
+	$(GO) generate ./internal/node/container/small
 	$(GO) build -ldflags '$(LDFLAGS)' -o bin/sonagi ./cmd/sonagi
 
 # kn is upstream's client, for the scenarios and for you.

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sonagi/sonagi/internal/node/container"
+	"github.com/sonagi/sonagi/internal/node/container/small"
 	"github.com/sonagi/sonagi/internal/node/network"
 )
 
@@ -40,7 +41,7 @@ func cleanUp(ctx context.Context, s Settings) error {
 
 // runtimeOptions say where the runtime keeps and answers.
 func (s Settings) runtimeOptions() container.Options {
-	return container.Options{Dir: s.Path("containers"), Socket: s.Path("run", "runtime.sock")}
+	return container.Options{Dir: s.Path("containers"), Socket: s.Path("run", "runtime.sock"), Binary: small.Binary()}
 }
 
 // endContainers needs a runtime: one that was killed left containers, which a new one adopts.

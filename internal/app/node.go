@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -90,7 +91,11 @@ func node(ctx context.Context, s Settings, log *slog.Logger) ([][]run.Task, erro
 	if err != nil {
 		return nil, err
 	}
-	pods, err := agent.New(s.agent(core, files, p, traffic.endpoint, log))
+	options, err := s.agent(core, files, p, traffic.endpoint, log)
+	if err != nil {
+		return nil, err
+	}
+	pods, err := agent.New(options)
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +109,7 @@ func node(ctx context.Context, s Settings, log *slog.Logger) ([][]run.Task, erro
 		// Informers that find no API wait ever longer before they ask again, so they start when it answers.
 		{answers("Kubernetes API", cfg)},
 		{traffic.watch.Task(), traffic.reporter.Task(), services.Task(), names.Task(), pods.Task()},
-		{{Name: "routing tables", Run: untilDone, Ready: traffic.watch.Synced}},
+		{{Name: "routes", Run: untilDone, Ready: traffic.watch.Synced}},
 	}, nil
 }
 
@@ -221,8 +226,16 @@ func (t *traffic) endpoint(e agent.PodEndpoint) {
 	}
 }
 
-func (s Settings) agent(core kubernetes.Interface, files *pki.Files, p podRooms, onEndpoint func(agent.PodEndpoint), log *slog.Logger) agent.Options {
+func (s Settings) agent(core kubernetes.Interface, files *pki.Files, p podRooms, onEndpoint func(agent.PodEndpoint), log *slog.Logger) (agent.Options, error) {
 	port := strconv.Itoa(int(s.KubeletPort))
+	clients, err := pool(files.CA.Cert)
+	if err != nil {
+		return agent.Options{}, err
+	}
+	aggregator, err := pool(files.FrontProxyCA.Cert)
+	if err != nil {
+		return agent.Options{}, err
+	}
 	return agent.Options{
 		Client: core, NodeName: s.NodeName, NodeIP: s.BridgeIP(), Version: "sonagi",
 		Containers: p.runtime, Images: p.images, Network: p.network,
@@ -235,16 +248,21 @@ func (s Settings) agent(core kubernetes.Interface, files *pki.Files, p podRooms,
 				c, err := tls.LoadX509KeyPair(files.KubeletServer.Cert, files.KubeletServer.Key)
 				return &c, err
 			},
-			ClientCAs: pool(files.CABundle),
+			ClientCAs: clients, FrontProxyCAs: aggregator, FrontProxyNames: []string{pki.FrontProxyName},
 		},
 		Log: log,
-	}
+	}, nil
 }
 
-func pool(pem []byte) *x509.CertPool {
+// pool is the authorities in a PEM file.
+func pool(file string) (*x509.CertPool, error) {
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("certificates: %w", err)
+	}
 	p := x509.NewCertPool()
 	p.AppendCertsFromPEM(pem)
-	return p
+	return p, nil
 }
 
 // clientConfig reads a kubeconfig for a part of the platform: on one machine the

@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"os"
 
+	ctrl "sigs.k8s.io/controller-runtime"
+
 	"github.com/sonagi/sonagi/internal/run"
 	"github.com/sonagi/sonagi/internal/supervise"
 	"github.com/sonagi/sonagi/internal/telemetry"
@@ -21,6 +23,7 @@ func play(ctx context.Context, name string, s Settings, build role) error {
 	const orphaned = 3
 	report := supervise.Attach(func() { os.Exit(orphaned) })
 	log := telemetry.Logger(os.Stderr, name, s.LogLevel)
+	ctrl.SetLogger(telemetry.Logr(log)) // controller-runtime keeps one for what it logs by itself
 	stages, err := build(ctx, s, log)
 	if err == nil {
 		stages = append(stages, []run.Task{{Run: func(ctx context.Context) error {
