@@ -34,6 +34,12 @@ type placement struct {
 	cgroup *os.File // cgroup v2 directory
 }
 
+func (p *placement) close() {
+	if p.cgroup != nil {
+		_ = p.cgroup.Close()
+	}
+}
+
 // nursery makes blanks, and keeps some.
 type nursery struct {
 	exe   string

@@ -169,14 +169,9 @@ func (b *box) create() (err error) {
 		return err
 	}
 	resources.Devices = deviceRules(spec, p.devices)
-	if err = b.host.groups.create(b.manager); err != nil {
-		return err
-	}
-	limited := make(chan error, 1)
-	go func() { limited <- b.manager.Set(resources) }()
-
-	err = b.boot(p, limited)
-	if err != nil {
+	grouped := later(func() error { return b.host.groups.create(b.manager) })
+	if err = b.boot(p, grouped, resources); err != nil {
+		_ = grouped() // undo must not race with it
 		return startError(err)
 	}
 	b.stdio.pump(b.host.buffers)
@@ -184,30 +179,28 @@ func (b *box) create() (err error) {
 	return nil
 }
 
-// boot makes a blank into the container's process, up to the gate.
-func (b *box) boot(p *plan, limited <-chan error) (err error) {
+// later runs do at once, and returns what waits for its outcome.
+func later(do func() error) func() error {
+	var err error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		err = do()
+	}()
+	return func() error {
+		<-done
+		return err
+	}
+}
+
+// boot makes a blank into the container's process, up to the gate. What can
+// be done while the process sets itself up is.
+func (b *box) boot(p *plan, grouped func() error, resources *cgroups.Resources) error {
 	spec := &b.record.Spec
 	o := order{Init: "standard", Stage: p.stage, Filter: p.filter != nil, Console: spec.TTY, Unshare: unix.CLONE_NEWNS}
-	at := placement{pidNS: spec.PIDNS}
-	if b.host.groups.unified {
-		dir, err := os.Open(b.manager.Path(""))
-		if err != nil {
-			return fmt.Errorf("cgroup: %w", err)
-		}
-		defer dir.Close()
-		at.cgroup = dir
-		o.Unshare |= unix.CLONE_NEWCGROUP
-	} else {
-		o.Tasks = tasks(b.manager)
-	}
-	stdio, theirs, err := openStdio(b.dir, spec, b.host.keeper)
-	if err != nil {
-		return fmt.Errorf("standard streams: %w", err)
-	}
+	theirs, err := b.open()
 	defer closeAll(theirs)
-	b.stdio = stdio
-	gatePath := filepath.Join(b.dir, "gate")
-	if b.gate, err = makeGate(gatePath); err != nil {
+	if err != nil {
 		return err
 	}
 	joins, err := joinNamespaces(&o, spec)
@@ -215,24 +208,22 @@ func (b *box) boot(p *plan, limited <-chan error) (err error) {
 	if err != nil {
 		return err
 	}
-	if b.blank, err = b.host.nursery.take(at); err != nil {
+	if err := grouped(); err != nil {
 		return err
 	}
-	c := p.config
-	if b.host.groups.unified {
-		c.Cgroup2Path = b.manager.Path("")
-	}
-	if err := b.identify(); err != nil {
+	if err := b.breathe(&o, p.config); err != nil {
 		return err
 	}
-	saved := make(chan error, 1)
-	go func() { saved <- b.save() }() // while the process sets itself up
-	defer func() { err = errors.Join(err, <-saved) }()
-	console, err := b.host.handshake(b.blank, o, c, append(theirs[:3:3], b.gate), joins, func() error {
-		setOOMScore(b.blank.process.Pid, spec)
-		return <-limited
-	})
-	if err != nil {
+	saved, limited := later(b.save), func() error { return nil }
+	console, err := b.host.handshake(b.blank, o, p.config, append(theirs[:3:3], b.gate), joins,
+		// Device rules are set in steps, the first of which denies all: not
+		// before the process has made its device nodes.
+		func() { limited = later(func() error { return b.manager.Set(resources) }) },
+		func() error {
+			setOOMScore(b.blank.process.Pid, spec)
+			return limited()
+		})
+	if err = errors.Join(err, limited(), saved()); err != nil {
 		return err
 	}
 	if console != nil {
@@ -247,17 +238,56 @@ func (b *box) boot(p *plan, limited <-chan error) (err error) {
 	return nil
 }
 
-// identify records which process the container is.
-func (b *box) identify() (err error) {
+// open makes the standard streams and the gate, and returns the container's
+// ends of the streams.
+func (b *box) open() (theirs []*os.File, err error) {
+	if b.stdio, theirs, err = openStdio(b.dir, &b.record.Spec, b.host.keeper); err != nil {
+		return nil, fmt.Errorf("standard streams: %w", err)
+	}
+	b.gate, err = makeGate(filepath.Join(b.dir, "gate"))
+	return theirs, err
+}
+
+// breathe takes a blank for the container, and records which process it is.
+func (b *box) breathe(o *order, c *initConfig) error {
+	at := placement{pidNS: b.record.Spec.PIDNS}
+	if err := b.host.cgroup(b.manager, o, &at); err != nil {
+		return err
+	}
+	defer at.close()
+	if b.host.groups.unified {
+		c.Cgroup2Path = b.manager.Path("")
+		o.Unshare |= unix.CLONE_NEWCGROUP
+	}
+	var err error
+	if b.blank, err = b.host.nursery.take(at); err != nil {
+		return err
+	}
 	b.record.Status.Pid = b.blank.process.Pid
 	b.record.Status.CreatedAt = time.Now()
 	b.record.StartTime, err = startTime(b.record.Status.Pid)
 	return err
 }
 
+// cgroup says how a process gets into a cgroup: it is born there on v2, and
+// enters by itself on v1.
+func (h *host) cgroup(m cgroups.Manager, o *order, at *placement) error {
+	if !h.groups.unified {
+		o.Tasks = tasks(m)
+		return nil
+	}
+	dir, err := os.Open(m.Path(""))
+	if err != nil {
+		return fmt.Errorf("cgroup: %w", err)
+	}
+	at.cgroup = dir
+	return nil
+}
+
 // handshake gives the blank its order and follows it to the end of the
-// protocol. files are its standard streams and its gate.
-func (h *host) handshake(bl *blank, o order, c *initConfig, files, joins []*os.File, ready func() error) (*os.File, error) {
+// protocol. files are its standard streams and its gate; for made and ready,
+// see follow.
+func (h *host) handshake(bl *blank, o order, c *initConfig, files, joins []*os.File, made func(), ready func() error) (*os.File, error) {
 	ch, err := openChannels()
 	if err != nil {
 		return nil, err
@@ -281,7 +311,7 @@ func (h *host) handshake(bl *blank, o order, c *initConfig, files, joins []*os.F
 	if err != nil {
 		return nil, err
 	}
-	if err := ch.follow(c, ready); err != nil {
+	if err := ch.follow(c, made, ready); err != nil {
 		return nil, err
 	}
 	if terminal == nil {

@@ -71,7 +71,14 @@ func (l *launcher) revive(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	return l.start(ctx)
+	err := l.start(ctx)
+	if err == nil {
+		return nil
+	}
+	if conn, again := dial(ctx, l.options.Socket); again == nil {
+		return conn.Close() // another process was faster
+	}
+	return err
 }
 
 func (l *launcher) start(ctx context.Context) error {

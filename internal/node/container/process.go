@@ -66,16 +66,12 @@ func (b *box) launch(s *Spec, spec *ExecSpec, p *plan, init *os.File, files [3]*
 	o := order{Init: "setns", Console: spec.TTY, Filter: p.filter != nil,
 		Join: []int{unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS}}
 	at := placement{pidFD: init}
+	if err := b.host.cgroup(b.manager, &o, &at); err != nil {
+		return nil, err
+	}
+	defer at.close()
 	if b.host.groups.unified {
-		dir, err := os.Open(b.manager.Path(""))
-		if err != nil {
-			return nil, fmt.Errorf("cgroup: %w", err)
-		}
-		defer dir.Close()
-		at.cgroup = dir
 		o.Join[0] |= unix.CLONE_NEWCGROUP
-	} else {
-		o.Tasks = tasks(b.manager)
 	}
 	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
 	if err != nil {
@@ -88,7 +84,7 @@ func (b *box) launch(s *Spec, spec *ExecSpec, p *plan, init *os.File, files [3]*
 	if err != nil {
 		return nil, err
 	}
-	console, err := b.host.handshake(bl, o, c, streams, []*os.File{init}, func() error {
+	console, err := b.host.handshake(bl, o, c, streams, []*os.File{init}, func() {}, func() error {
 		setOOMScore(bl.process.Pid, s)
 		if p.filter == nil {
 			return nil

@@ -63,6 +63,8 @@ func finish(err error) {
 }
 
 const (
+	// maxRetire is how long a runtime waits for the one before it to be gone.
+	maxRetire  = 5 * time.Second
 	keepBlanks = 2
 	// refillAfter keeps the making of blanks out of the way of the container
 	// that took one.
@@ -142,7 +144,7 @@ func claim(dir string) (*os.File, error) {
 	go func() { locked <- unix.Flock(int(lock.Fd()), unix.LOCK_EX) }()
 	select {
 	case err = <-locked:
-	case <-time.After(maxStartup / 2): // one that retires needs a moment
+	case <-time.After(maxRetire):
 		err = errors.New("another runtime has it")
 	}
 	if err != nil {

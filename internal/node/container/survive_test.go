@@ -171,8 +171,10 @@ func TestStarterKilled(t *testing.T) {
 	text, said := make([]byte, 4096), ""
 	for !strings.Contains(said, "READY") {
 		n, err := out.Read(text)
-		must(t, err)
 		said += string(text[:n])
+		if err != nil {
+			t.Fatalf("%v: %s", err, said)
+		}
 	}
 	must(t, syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL))
 	_ = cmd.Wait()
