@@ -4,8 +4,10 @@ package network
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 )
@@ -127,4 +129,64 @@ func BenchmarkProgram(b *testing.B) {
 			}
 		}
 	})
+}
+
+// BenchmarkBurst measures how long the last of many pods waits that start at
+// the same moment, with a pool for but a few of them.
+func BenchmarkBurst(b *testing.B) {
+	const pods = 32
+	m := open(b, testOptions(b))
+	var last, gone time.Duration
+	n := 0
+	for b.Loop() {
+		waitUntil(b, "a full pool", func() bool { return m.pool.readyCount() == 4 })
+		all := func(do func(uid string) error) time.Duration {
+			var wg sync.WaitGroup
+			start := time.Now()
+			for i := range pods {
+				wg.Go(func() {
+					if err := do(fmt.Sprint("pod-", i)); err != nil {
+						b.Error(err)
+					}
+				})
+			}
+			wg.Wait()
+			return time.Since(start)
+		}
+		last += all(func(uid string) error { _, err := m.Acquire(b.Context(), uid, uid); return err })
+		gone += all(func(uid string) error { return m.Release(b.Context(), uid) })
+		n++
+	}
+	b.ReportMetric(float64(last.Milliseconds())/float64(n), "last-ms")
+	b.ReportMetric(float64(gone.Milliseconds())/float64(n), "removed-ms")
+}
+
+// BenchmarkConnect measures what the pods' network adds to a connection:
+// from the host to a pod's address, to its service, and within the host.
+func BenchmarkConnect(b *testing.B) {
+	m := open(b, testOptions(b))
+	s := acquire(b, m, "pod")
+	serve(b, s.NetNS, ":8080", "pod")
+	serve(b, ownNS, "127.0.0.1:8080", "host")
+	services := append(manyServices(1000), Service{
+		Name: "z/web:http", ClusterIP: netip.MustParseAddr("10.143.0.20"), Proto: TCP, Port: 80, Endpoints: []netip.AddrPort{endpoint(s, 8080)},
+	})
+	if err := m.Program(b.Context(), services); err != nil {
+		b.Fatal(err)
+	}
+	for name, addr := range map[string]string{"loopback": "127.0.0.1:8080", "pod": endpoint(s, 8080).String(), "service-of-1000": "10.143.0.20:80"} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				c, err := net.Dial("tcp", addr)
+				if err != nil {
+					b.Fatal(err)
+				}
+				c.(*net.TCPConn).SetLinger(0)
+				if _, err := c.Read(make([]byte, 64)); err != nil {
+					b.Fatal(err)
+				}
+				c.Close()
+			}
+		})
+	}
 }

@@ -4,6 +4,8 @@ package network
 
 import (
 	"fmt"
+	"iter"
+	"maps"
 	"net"
 	"net/netip"
 
@@ -45,14 +47,12 @@ func staleFlows(b *book, c change) udpTargets {
 			targets[v] = b.backendsOf(v)
 		}
 	}
-	for v := range c.out.services {
-		note(v)
-	}
-	for v := range c.in.services {
-		note(v)
-	}
-	for v := range c.out.nodePorts {
-		note(v)
+	for _, e := range []elements{c.out, c.in} {
+		for _, vips := range []iter.Seq[vip]{maps.Keys(e.services), maps.Keys(e.nodePorts), maps.Keys(e.refused)} {
+			for v := range vips {
+				note(v)
+			}
+		}
 	}
 	for _, ch := range c.rewritten {
 		if ch.proto != UDP {

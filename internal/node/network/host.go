@@ -54,7 +54,7 @@ func hostRoutes(h *netlink.Handle, bridge string) ([]hostRoute, error) {
 	}
 	names := map[int]string{}
 	for _, l := range links {
-		if a := l.Attrs(); a.Name != bridge && a.Group != linkGroup {
+		if a := l.Attrs(); a.Name != bridge && a.Group != linkGroup && a.Group != doomedGroup {
 			names[a.Index] = a.Name
 		}
 	}

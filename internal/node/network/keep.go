@@ -238,23 +238,31 @@ func (r *rules) concerns(m netlink.Message) bool {
 
 // sweep forgets the connections of addresses that were released.
 func (r *rules) sweep(ctx context.Context) {
+	defer r.sweepOnce()
 	for {
 		select {
 		case <-r.swept:
 		case <-ctx.Done():
 			return
 		}
-		r.mu.Lock()
-		left := r.left
-		r.left = map[netip.Addr]bool{}
-		r.mu.Unlock()
-		if err := deleteFlows(func(f flow) bool { return left[f.source] || left[f.target] || left[f.backend] }); err != nil {
-			r.log.Warn("forgetting the connections of pods that left", "err", err)
-		}
+		r.sweepOnce()
 		select {
 		case <-time.After(sweepPause):
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+func (r *rules) sweepOnce() {
+	r.mu.Lock()
+	left := r.left
+	r.left = map[netip.Addr]bool{}
+	r.mu.Unlock()
+	if len(left) == 0 {
+		return
+	}
+	if err := deleteFlows(func(f flow) bool { return left[f.source] || left[f.target] || left[f.backend] }); err != nil {
+		r.log.Warn("forgetting the connections of pods that left", "err", err)
 	}
 }

@@ -208,7 +208,7 @@ func (m *Manager) open() (err error) {
 	if err := ensureBridge(m.host, m.options, m.gateway); err != nil {
 		return err
 	}
-	m.builder = &builder{dir: m.options.Dir, prefix: m.options.LinkPrefix, gateway: m.gateway, mtu: m.options.MTU, host: m.host}
+	m.builder = &builder{dir: m.options.Dir, prefix: m.options.LinkPrefix, gateway: m.gateway, mtu: m.options.MTU, host: m.host, links: &remover{host: m.host}}
 	m.pool = newPool(m.builder, m.options, m.gateway)
 	if err := m.pool.adopt(); err != nil {
 		return err

@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 )
@@ -120,10 +119,10 @@ func (p *pool) removeStrayLinks(keep map[string]bool) error {
 	}
 	for _, l := range links {
 		a := l.Attrs()
-		if a.Group != linkGroup || keep[a.Name] || !strings.HasPrefix(a.Name, p.builder.prefix) {
+		if keep[a.Name] || !ourLink(a, p.builder.prefix) {
 			continue
 		}
-		if err := p.builder.deleteLink(a.Name); err != nil {
+		if err := p.builder.links.remove(a.Name); err != nil {
 			return err
 		}
 	}

@@ -8,9 +8,9 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -39,17 +39,14 @@ func purgeLinks(o Options) error {
 	if err != nil {
 		return fmt.Errorf("listing links: %w", err)
 	}
-	var failed []error
+	remove := &remover{host: h}
+	var removals errgroup.Group
 	for _, l := range links {
-		a := l.Attrs()
-		ours := a.Group == linkGroup && strings.HasPrefix(a.Name, o.LinkPrefix) || a.Name == o.Bridge && l.Type() == "bridge"
-		if !ours {
-			continue
-		}
-		if err := h.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
-			failed = append(failed, fmt.Errorf("removing link %s: %w", a.Name, err))
+		if a := l.Attrs(); ourLink(a, o.LinkPrefix) || a.Name == o.Bridge && l.Type() == "bridge" {
+			removals.Go(func() error { return remove.remove(a.Name) })
 		}
 	}
+	failed := []error{removals.Wait()}
 	for _, r := range ourRoutes(o, netip.Addr{}, 0) {
 		if r.Type != unix.RTN_UNREACHABLE {
 			continue // went with the bridge

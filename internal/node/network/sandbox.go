@@ -89,6 +89,7 @@ type builder struct {
 	gateway netip.Addr
 	mtu     int
 	host    *netlink.Handle
+	links   *remover
 }
 
 // build makes a whole sandbox for the address, or nothing.
@@ -312,25 +313,10 @@ func (b *builder) destroy(s Sandbox) error {
 	if err := os.Remove(filepath.Join(b.dir, s.ID, readyFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err := b.deleteLink(linkName(b.prefix, s.IP)); err != nil {
+	if err := b.links.remove(linkName(b.prefix, s.IP)); err != nil {
 		return err
 	}
 	return removePins(filepath.Join(b.dir, s.ID))
-}
-
-func (b *builder) deleteLink(name string) error {
-	link, err := b.host.LinkByName(name)
-	if errors.As(err, &netlink.LinkNotFoundError{}) {
-		return nil
-	}
-	if err == nil {
-		err = b.host.LinkDel(link)
-	}
-	// The link goes by itself with the last process of its namespace.
-	if err != nil && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("removing link %s: %w", name, err)
-	}
-	return nil
 }
 
 // removePins unmounts the namespaces under at and removes the folder.
