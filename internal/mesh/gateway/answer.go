@@ -94,10 +94,10 @@ func (x *exchange) plan() (r reply, keep bool) {
 // whole sends an answer that has been read to its end. The pod is free before
 // the client has got it.
 func (x *exchange) whole(up *upstream, body []byte, keep, reuse bool) bool {
-	sent := x.stopPump()
+	x.stopPump()
 	x.mu.Lock()
 	x.up, x.answered = nil, true
-	clean := x.cause == nil && sent
+	clean := x.cause == nil
 	x.mu.Unlock()
 	buf := up.buf
 	up.buf, up.r, up.w = nil, 0, 0
@@ -115,12 +115,12 @@ func (x *exchange) whole(up *upstream, body []byte, keep, reuse bool) bool {
 	if buf != nil {
 		x.g.free(buf)
 	}
-	return x.finish() && err == nil && keep && clean
+	return x.finish() && err == nil && keep && !x.unread
 }
 
 // part ends the use of a connection to a pod.
 func (x *exchange) part(up *upstream, reuse bool) {
-	if reuse && !x.resp.close && x.framing.how != byClose {
+	if reuse && !x.unsent && !x.resp.close && x.framing.how != byClose {
 		up.put(x.g.now())
 		return
 	}
@@ -155,7 +155,7 @@ func (x *exchange) stream(up *upstream, n int, keep bool) bool {
 		if done {
 			clean := x.finish()
 			x.part(up, clean && n == got)
-			return clean && keep
+			return clean && keep && !x.unread
 		}
 	}
 }
@@ -187,7 +187,7 @@ func (x *exchange) cut(up *upstream, err error, keep bool) bool {
 	clean := x.finish()
 	x.part(up, false)
 	if clean && x.framing.how == byClose && errors.Is(err, io.EOF) {
-		return keep
+		return keep && !x.unread
 	}
 	x.s.Reset() // the client is not to take it for the whole
 	return false

@@ -73,7 +73,7 @@ func (x *exchange) pump(up *upstream) {
 	x.mu.Lock()
 	x.pumping, x.stopping = true, false
 	x.mu.Unlock()
-	x.body.running, x.unread = true, false
+	x.body.running = true
 	go func() {
 		bad, err := x.carry(up)
 		if bad != nil {

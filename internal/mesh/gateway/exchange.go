@@ -33,11 +33,11 @@ func (c *conn) exchange() bool {
 
 	x := &c.x
 	x.revision, x.started, x.status, x.answered = target.Revision, started, 0, false
+	x.unsent, x.unread = false, false
 	keep := x.run()
 	if !keep && x.unread {
 		c.linger()
 	}
-	x.unread = false
 	c.takeExtra()
 	c.ended = c.g.now()
 	c.g.Observe(target.Revision, x.status, c.ended-started)
@@ -138,7 +138,8 @@ type exchange struct {
 	lease   breaker.Lease
 	leased  bool
 	framing framing
-	unread  bool // the client may be sending the rest of the body
+	unsent  bool // the app has not taken the whole body of the request
+	unread  bool // nor has the client sent it: it may be about to
 	status  int  // that the client has got, or would have
 }
 
@@ -373,28 +374,42 @@ func (x *exchange) attach(up *upstream) {
 
 // finish ends the exchange with the pod: from here on nobody interrupts
 // anything. It stops whoever still reads the body of the request, or watches.
-// It reports whether both connections are as good as before.
+// It reports whether nobody has interrupted anything before.
 func (x *exchange) finish() bool {
-	whole := x.stopPump()
+	x.stopPump()
 	x.due.Store(never)
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.phase, x.up = waiting, nil
 	x.unwatch()
-	return whole && x.cause == nil
+	return x.cause == nil
 }
 
-// stopPump ends the reading of the request's body, and reports whether it has
-// been sent whole.
-func (x *exchange) stopPump() bool {
+// pumpGrace is how long the pump has to write what it has read already, once
+// the answer is complete. It is about to be done, as a rule; it takes longer
+// only if the app has answered without reading.
+const pumpGrace = 100 * time.Millisecond
+
+// stopPump ends the reading of the request's body.
+func (x *exchange) stopPump() {
 	if !x.body.running {
-		return true
+		return
 	}
-	x.body.running, x.unread = false, true
+	x.body.running = false
+	if x.body.read.Load() {
+		grace := time.NewTimer(pumpGrace)
+		defer grace.Stop()
+		select {
+		case err := <-x.body.pumped:
+			x.unsent = err != nil
+			return
+		case <-grace.C:
+		}
+	}
 	select {
 	case err := <-x.body.pumped:
-		x.unread = err != nil
-		return err == nil
+		x.unsent, x.unread = err != nil, !x.body.read.Load()
+		return
 	default:
 	}
 	x.mu.Lock()
@@ -408,7 +423,7 @@ func (x *exchange) stopPump() bool {
 	x.mu.Unlock()
 	<-x.body.pumped
 	x.s.ResumeRead()
-	return false
+	x.unsent, x.unread = true, !x.body.read.Load()
 }
 
 // interrupted says why the exchange was ended, if it was.

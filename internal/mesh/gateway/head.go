@@ -98,7 +98,7 @@ func (h *head) parse(buf []byte) (bool, *refusal) {
 		n := bytes.IndexByte(buf[h.pos:min(len(buf), maxHead)], '\n')
 		if n < 0 {
 			if len(buf) >= maxHead {
-				return false, refuseHeadSize
+				return false, h.tooLarge()
 			}
 			return false, nil
 		}
@@ -199,7 +199,7 @@ func (h *head) statusLine(line []byte) *refusal {
 
 func (h *head) field(buf, line []byte, end int) *refusal {
 	if h.count == maxFields {
-		return refuseHeadSize
+		return h.tooLarge()
 	}
 	colon := 0
 	for colon < len(line) && tokenByte[line[colon]] {
@@ -238,6 +238,13 @@ func (h *head) fault() int {
 		return 502
 	}
 	return 400
+}
+
+func (h *head) tooLarge() *refusal {
+	if h.loose {
+		return refuse(502, "header fields too large")
+	}
+	return refuseHeadSize
 }
 
 func (h *head) name(f *field) []byte  { return h.buf[f.start:f.colon] }

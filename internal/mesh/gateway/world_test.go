@@ -15,6 +15,7 @@ import (
 
 	"github.com/sonagi/sonagi/internal/mesh/routing"
 	"github.com/sonagi/sonagi/internal/serving/activator"
+	"github.com/sonagi/sonagi/internal/serving/breaker"
 	"github.com/sonagi/sonagi/internal/serving/load"
 )
 
@@ -172,4 +173,24 @@ func (w *world) client() *http.Client {
 	}
 	w.t.Cleanup(t.CloseIdleConnections)
 	return &http.Client{Transport: t, Timeout: 20 * time.Second}
+}
+
+// inFlight is how many requests a revision has.
+func (w *world) inFlight(name string) (n int) {
+	w.pods.States(func(r *routing.Revision, s breaker.State) {
+		if r.Name == rev(name) {
+			n = s.InFlight
+		}
+	})
+	return n
+}
+
+// held is how many of them wait.
+func (w *world) held(name string) (n int) {
+	w.pods.States(func(r *routing.Revision, s breaker.State) {
+		if r.Name == rev(name) {
+			n = s.Held
+		}
+	})
+	return n
 }
