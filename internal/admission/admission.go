@@ -72,7 +72,7 @@ func (c *Control) Admit(_ context.Context, a admission.Attributes, _ admission.O
 	if obj == nil {
 		return nil
 	}
-	r, err := c.review(k, obj, a)
+	r, err := c.review(k, obj, a, true)
 	if err != nil {
 		return refusal(defaultingWebhook, fmt.Errorf("mutation failed: %w", err))
 	}
@@ -92,7 +92,7 @@ func (c *Control) Validate(ctx context.Context, a admission.Attributes, o admiss
 	if obj == nil {
 		return nil
 	}
-	r, err := c.review(k, obj, a)
+	r, err := c.review(k, obj, a, false)
 	if err != nil {
 		return refusal(validatingWebhook, fmt.Errorf("decoding request failed: %w", err))
 	}
@@ -152,7 +152,7 @@ type review struct {
 	object Resource
 }
 
-func (c *Control) review(k *kind, obj *unstructured.Unstructured, a admission.Attributes) (*review, error) {
+func (c *Control) review(k *kind, obj *unstructured.Unstructured, a admission.Attributes, defaultOld bool) (*review, error) {
 	r := &review{object: k.new()}
 	if err := decode(obj, r.object); err != nil {
 		return nil, fmt.Errorf("cannot decode incoming new object: %w", err)
@@ -163,8 +163,10 @@ func (c *Control) review(k *kind, obj *unstructured.Unstructured, a admission.At
 		if err := decode(before, old); err != nil {
 			return nil, fmt.Errorf("cannot decode incoming old object: %w", err)
 		}
-		// What was stored may lack defaults that have come since; they are no change of the user's.
-		old.SetDefaults(ctx)
+		if defaultOld {
+			// What was stored may lack defaults that have come since; they are no change of the user's.
+			old.SetDefaults(ctx)
+		}
 		ctx = apis.WithinUpdate(ctx, old)
 	} else {
 		ctx = apis.WithinCreate(ctx)

@@ -149,6 +149,16 @@ func TestStatusPasses(t *testing.T) {
 	}
 }
 
+// What was stored before a default came may still be labelled.
+func TestRevisionIsLabelled(t *testing.T) {
+	stored := parseObject(t, "apiVersion: serving.knative.dev/v1\nkind: Revision\nmetadata: {name: web-00001}\nspec: {containers: [{image: hello}]}")
+	labelled := stored.DeepCopy()
+	labelled.SetLabels(map[string]string{"serving.knative.dev/routingState": "reserve"})
+	if err := request(Plugin(Options{}), stored, labelled, "", false); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestFlagOpens(t *testing.T) {
 	version := "1"
 	flags := map[string]string{}

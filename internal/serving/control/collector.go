@@ -26,7 +26,7 @@ import (
 type collector struct{ *common }
 
 func addCollector(m manager.Manager, c *common) error {
-	every := everyOne(c.client, func() client.ObjectList { return &servingv1.ConfigurationList{} }, func(l client.ObjectList) (keys []client.ObjectKey) {
+	every := everyOne(c, func() client.ObjectList { return &servingv1.ConfigurationList{} }, func(l client.ObjectList) (keys []client.ObjectKey) {
 		for i := range l.(*servingv1.ConfigurationList).Items {
 			keys = append(keys, key(&l.(*servingv1.ConfigurationList).Items[i]))
 		}

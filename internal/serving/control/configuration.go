@@ -81,7 +81,6 @@ func (c configurations) tellReady(cfg *servingv1.Configuration, newest string) {
 
 // latestCreated is the revision of this generation, made if need be; nil if its name is taken.
 func (c configurations) latestCreated(ctx context.Context, cfg *servingv1.Configuration, all *servingv1.RevisionList) (*servingv1.Revision, error) {
-	generation := desired.GenerationLabel(cfg)
 	if name := cfg.Spec.GetTemplate().Name; name != "" {
 		rev, err := known[servingv1.Revision](ctx, c.client, cfg.Namespace, name)
 		switch {
@@ -94,12 +93,18 @@ func (c configurations) latestCreated(ctx context.Context, cfg *servingv1.Config
 			cfg.Status.MarkRevisionCreationFailed(taken.Error())
 			return nil, nil
 		}
-	} else {
-		for i := range all.Items {
-			if all.Items[i].Labels[serving.ConfigurationGenerationLabelKey] == generation {
-				return &all.Items[i], nil
-			}
+		return c.create(ctx, cfg)
+	}
+	generation := desired.GenerationLabel(cfg)
+	for i := range all.Items {
+		if all.Items[i].Labels[serving.ConfigurationGenerationLabelKey] == generation {
+			return &all.Items[i], nil
 		}
+	}
+	// One that was made a moment ago is not listed yet.
+	rev, err := known[servingv1.Revision](ctx, c.client, cfg.Namespace, desired.RevisionName(cfg))
+	if err != nil || rev != nil && metav1.IsControlledBy(rev, cfg) {
+		return rev, err
 	}
 	return c.create(ctx, cfg)
 }

@@ -61,12 +61,14 @@ type Programming struct {
 
 // common is what all reconcilers share.
 type common struct {
-	client   client.Client // reads serving objects from the cache
-	lean     cache.Cache   // reads pods and Services, of which only those of serving are cached
+	client   fresh         // reads serving objects from the cache
+	services freshReader   // reads the Services of serving
+	lean     cache.Cache   // holds the pods and Services of serving
 	direct   client.Reader // reads past the caches
 	settings *settingsSource
 	options  Options
 	news     *news
+	held     *held
 	log      *slog.Logger
 }
 
@@ -118,17 +120,21 @@ func newCommon(m manager.Manager, o Options) (*common, error) {
 	if err != nil {
 		return nil, err
 	}
+	memory := newMemory()
 	return &common{
-		client: writer, lean: lean, direct: m.GetAPIReader(), options: o, log: o.Log,
+		client: fresh{writer, memory}, services: freshReader{lean, memory}, lean: lean, direct: m.GetAPIReader(), options: o, log: o.Log,
 		settings: &settingsSource{reader: m.GetCache(), clusterDomain: o.ClusterDomain, log: o.Log},
+		held:     &held{since: map[string]time.Time{}},
 		news:     newNews(m.GetEventRecorder("serving")),
 	}, nil
 }
 
-// unlimited takes the brake off a client: the API server decides how much it can take.
+// unlimited takes the brake off a client: the API server decides how much it can take. It
+// also leaves the encoding to the kind: only built-in ones have protocol buffers.
 func unlimited(cfg *rest.Config) *rest.Config {
 	cfg = rest.CopyConfig(cfg)
 	cfg.QPS, cfg.Burst, cfg.RateLimiter = -1, 0, nil
+	cfg.ContentType, cfg.AcceptContentTypes = "", ""
 	return cfg
 }
 

@@ -50,11 +50,12 @@ func settingsChanges() predicate.Predicate {
 	})
 }
 
-// everyOne has all objects of a kind reconciled.
-func everyOne(r client.Reader, newList func() client.ObjectList, items func(client.ObjectList) []client.ObjectKey) handler.EventHandler {
+// everyOne has all objects of a kind reconciled with the settings that have changed.
+func everyOne(c *common, newList func() client.ObjectList, items func(client.ObjectList) []client.ObjectKey) handler.EventHandler {
 	return handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, _ client.Object) []reconcile.Request {
+		c.settings.invalidate()
 		all := newList()
-		if r.List(ctx, all, client.UnsafeDisableDeepCopy) != nil {
+		if c.client.List(ctx, all, client.UnsafeDisableDeepCopy) != nil {
 			return nil
 		}
 		var out []reconcile.Request

@@ -89,7 +89,13 @@ func (r routes) placeholders(ctx context.Context, route *servingv1.Route, h *hos
 	return nil
 }
 
-func (r routes) placeholder(ctx context.Context, route *servingv1.Route, have, want *corev1.Service) error {
+func (r routes) placeholder(ctx context.Context, route *servingv1.Route, have, want *corev1.Service) (err error) {
+	if have == nil {
+		// One that was made a moment ago is not listed yet.
+		if have, err = known[corev1.Service](ctx, r.common.services, want.Namespace, want.Name); err != nil {
+			return err
+		}
+	}
 	if have == nil {
 		err := r.client.Create(ctx, want)
 		switch {

@@ -39,7 +39,7 @@ func addRevisions(m manager.Manager, c *common, k kubernetes.Interface) error {
 	}
 	r := revisions{c, newDigests(resolve, bell.ring)}
 	owner := handler.EnqueueRequestForOwner(m.GetScheme(), m.GetRESTMapper(), &servingv1.Revision{}, handler.OnlyControllerOwner())
-	every := everyOne(c.client, func() client.ObjectList { return &servingv1.RevisionList{} }, func(l client.ObjectList) (keys []client.ObjectKey) {
+	every := everyOne(c, func() client.ObjectList { return &servingv1.RevisionList{} }, func(l client.ObjectList) (keys []client.ObjectKey) {
 		for i := range l.(*servingv1.RevisionList).Items {
 			keys = append(keys, key(&l.(*servingv1.RevisionList).Items[i]))
 		}
@@ -99,7 +99,9 @@ func (r revisions) do(ctx context.Context, before, rev *servingv1.Revision) (ver
 	if !isTrue(before, servingv1.RevisionConditionReady) && isTrue(rev, servingv1.RevisionConditionReady) {
 		r.news.tell(rev, "RevisionReady", "Revision becomes ready upon all resources being ready")
 	}
-	return verdict{hold: onlyProgress(before, rev)}, nil
+	// A tag is resolved but once: what it meant must not be lost.
+	resolved := len(before.Status.ContainerStatuses) != len(rev.Status.ContainerStatuses)
+	return verdict{hold: onlyProgress(before, rev), now: resolved}, nil
 }
 
 // onlyProgress reports whether a revision on its way to be ready has done but a step that
@@ -217,7 +219,7 @@ func (r revisions) names(ctx context.Context, rev *servingv1.Revision, s *desire
 		want = append(want, desired.PrivateService(rev))
 	}
 	for _, svc := range want {
-		have, err := known[corev1.Service](ctx, r.lean, svc.Namespace, svc.Name)
+		have, err := known[corev1.Service](ctx, r.services, svc.Namespace, svc.Name)
 		if err != nil {
 			return err
 		}

@@ -90,24 +90,24 @@ func (r routes) assign(ctx context.Context, before, route *servingv1.Route, s *d
 		return verdict{}, err
 	}
 	route.Status.MarkTLSNotEnabled(servingv1.ExternalDomainTLSNotEnabledMessage)
-	r.markIngress(before, route, served, rolling(route))
-	return verdict{after: wake}, nil
-}
-
-// markIngress says whether the gateway serves what the status says. What the status now says
-// for the first time it cannot serve yet: it learns of it from the status.
-func (r routes) markIngress(before, route *servingv1.Route, served, rolling bool) {
-	same := before.Status.ObservedGeneration == route.Generation &&
-		equality.Semantic.DeepEqual(before.Status.Traffic, route.Status.Traffic) &&
-		equality.Semantic.DeepEqual(before.Status.URL, route.Status.URL)
+	same := sameRouting(before, route)
 	switch {
-	case rolling:
+	case rolling(route):
 		route.Status.MarkIngressRolloutInProgress()
 	case same && served:
 		route.GetConditionSet().Manage(&route.Status).MarkTrue(servingv1.RouteConditionIngressReady)
 	default:
+		// The gateway learns of it from the status.
 		route.Status.MarkIngressNotConfigured()
 	}
+	return verdict{after: wake, now: !same}, nil
+}
+
+// sameRouting reports whether the gateway would serve two states of a route alike.
+func sameRouting(before, route *servingv1.Route) bool {
+	return before.Status.ObservedGeneration == route.Generation &&
+		equality.Semantic.DeepEqual(before.Status.Traffic, route.Status.Traffic) &&
+		equality.Semantic.DeepEqual(before.Status.URL, route.Status.URL)
 }
 
 // shares are the route's targets, resolved to revisions.

@@ -32,7 +32,7 @@ func addRoutes(m manager.Manager, c *common) error {
 		}
 		return nil
 	})
-	every := everyOne(c.client, func() client.ObjectList { return &servingv1.RouteList{} }, func(l client.ObjectList) (keys []client.ObjectKey) {
+	every := everyOne(c, func() client.ObjectList { return &servingv1.RouteList{} }, func(l client.ObjectList) (keys []client.ObjectKey) {
 		for i := range l.(*servingv1.RouteList).Items {
 			keys = append(keys, key(&l.(*servingv1.RouteList).Items[i]))
 		}

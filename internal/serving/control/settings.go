@@ -37,6 +37,15 @@ type settingsSource struct {
 	mu       sync.Mutex
 	versions map[string]string
 	current  *desired.Settings
+	known    bool // nothing has changed since they were read
+}
+
+// invalidate has the settings read again. Whoever reconciles for a change of them calls it
+// first.
+func (s *settingsSource) invalidate() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.known = false
 }
 
 // A reader takes over what a ConfigMap says.
@@ -55,6 +64,11 @@ var settingsReaders = map[string]settingsReader{
 
 // load returns the settings of the moment. They are shared: nobody changes them.
 func (s *settingsSource) load(ctx context.Context) (*desired.Settings, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.known {
+		return s.current, nil
+	}
 	found := make(map[string]*corev1.ConfigMap, len(settingsReaders))
 	for name := range settingsReaders {
 		cm, err := known[corev1.ConfigMap](ctx, s.reader, settingsNamespace, name)
@@ -63,8 +77,6 @@ func (s *settingsSource) load(ctx context.Context) (*desired.Settings, error) {
 		}
 		found[name] = cm
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.current == nil {
 		s.current, s.versions = &desired.Settings{ClusterDomain: s.clusterDomain}, map[string]string{}
 		for name, read := range settingsReaders {
@@ -74,6 +86,7 @@ func (s *settingsSource) load(ctx context.Context) (*desired.Settings, error) {
 		}
 	}
 	s.take(found)
+	s.known = true
 	return s.current, nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"sync"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -25,8 +26,35 @@ type object interface {
 
 // A verdict is what a reconciler wants to be done with the status it has filled in.
 type verdict struct {
-	hold  bool          // an event that changes it once more is on its way; do not write yet
+	hold  bool          // an event that changes it once more is sure to come; do not write
+	now   bool          // somebody waits for it; write at once
 	after time.Duration // look again then; 0 means when something happens
+}
+
+// moment is for how long the status of an object on its way to be ready is held back: most
+// are ready before.
+const moment = 400 * time.Millisecond
+
+// held knows since when statuses are held back.
+type held struct {
+	mu    sync.Mutex
+	since map[string]time.Time
+}
+
+// left is for how much longer to hold an object's status; 0 ends it.
+func (h *held) left(id string, hold bool) time.Duration {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	begun, ok := h.since[id]
+	if !ok && hold {
+		h.since[id] = time.Now()
+		return moment
+	}
+	if rest := moment - time.Since(begun); hold && rest > 0 {
+		return rest
+	}
+	delete(h.since, id)
+	return 0
 }
 
 // soon is when to look again after somebody else's write came first: their event is on its
@@ -36,7 +64,9 @@ const soon = 20 * time.Millisecond
 // reconcileStatus has do bring an object about and fill in its status, and writes the status
 // if that changed it.
 func reconcileStatus[T object](ctx context.Context, c *common, req reconcile.Request, obj T, do func(context.Context, T, T) (verdict, error)) (reconcile.Result, error) {
+	id := fmt.Sprintf("%T %s", obj, req)
 	if err := c.client.Get(ctx, req.NamespacedName, obj); err != nil {
+		c.held.left(id, false)
 		return reconcile.Result{}, client.IgnoreNotFound(err)
 	}
 	if obj.GetDeletionTimestamp() != nil {
@@ -46,8 +76,12 @@ func reconcileStatus[T object](ctx context.Context, c *common, req reconcile.Req
 	begin(obj)
 	v, err := do(ctx, before, obj)
 	end(before, obj)
-	if !v.hold && !equality.Semantic.DeepEqual(any(before), any(obj)) {
-		if werr := c.client.Status().Update(ctx, obj); werr != nil {
+	changed := !v.hold && !equality.Semantic.DeepEqual(any(before), any(obj))
+	if rest := c.held.left(id, changed && !v.now && err == nil && underWay(before, obj)); rest > 0 {
+		return reconcile.Result{RequeueAfter: rest}, nil
+	}
+	if changed {
+		if werr := c.client.updateStatus(ctx, obj); werr != nil {
 			err = errors.Join(err, fmt.Errorf("update status: %w", werr))
 		}
 	}
@@ -60,6 +94,13 @@ func reconcileStatus[T object](ctx context.Context, c *common, req reconcile.Req
 		return reconcile.Result{}, nil
 	}
 	return reconcile.Result{}, err
+}
+
+// underWay reports whether an object was not ready, is not, and has not failed.
+func underWay(before, obj object) bool {
+	top := obj.GetConditionSet().GetTopLevelConditionType()
+	was, is := before.GetStatus().GetCondition(top), obj.GetStatus().GetCondition(top)
+	return was.IsUnknown() && is.IsUnknown()
 }
 
 // raced reports whether a write failed only because the cache was behind.

@@ -59,7 +59,7 @@ func Revision(c *servingv1.Configuration, now time.Time) *servingv1.Revision {
 	r := &servingv1.Revision{ObjectMeta: template.ObjectMeta, Spec: template.Spec}
 	r.Namespace = c.Namespace
 	if r.Name == "" {
-		r.Name = kmeta.ChildName(c.Name, fmt.Sprintf("-%05d", c.Generation))
+		r.Name = RevisionName(c)
 	}
 	r.SetRoutingState(servingv1.RoutingStatePending, now)
 	r.Labels = with(r.Labels, revisionIdentity(c))
@@ -74,6 +74,11 @@ func Revision(c *servingv1.Configuration, now time.Time) *servingv1.Revision {
 	}
 	r.OwnerReferences = append(r.OwnerReferences, ownedBy(c)...)
 	return r
+}
+
+// RevisionName is the name of a Configuration's newest revision, unless the user brings one.
+func RevisionName(c *servingv1.Configuration) string {
+	return kmeta.ChildName(c.Name, fmt.Sprintf("-%05d", c.Generation))
 }
 
 func revisionIdentity(c *servingv1.Configuration) map[string]string {

@@ -128,4 +128,3 @@ func merged(want, have map[string]string) map[string]string {
 	}
 	return out
 }
-
