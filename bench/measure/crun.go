@@ -282,11 +282,11 @@ func (k *Container) Delete() error {
 		<-killed
 		_ = k.cmd.Wait() // it was killed: it does not end well
 	}
-	if k.netns.IsOpen() {
-		errs = append(errs, k.netns.Close(), netns.DeleteNamed(k.id))
-	}
 	if link, err := netlink.LinkByName(k.link()); err == nil {
 		errs = append(errs, netlink.LinkDel(link))
+	}
+	if k.netns.IsOpen() {
+		errs = append(errs, k.netns.Close(), netns.DeleteNamed(k.id))
 	}
 	errs = append(errs, os.RemoveAll(filepath.Join(k.c.dir, k.id)))
 	return errors.Join(errs...)

@@ -1,0 +1,3 @@
+module github.com/sonagi/sonagi/bench/app
+
+go 1.26
