@@ -487,26 +487,32 @@ func (a *Agent) StopPods(ctx context.Context) error {
 		}
 		delete(left, e.ID)
 	}
+	return a.clearAll(all)
+}
+
+// clearAll removes all pods' containers, sandboxes and volumes.
+func (a *Agent) clearAll(all []container.Status) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(a.ctx), time.Minute)
+	defer cancel()
 	var errs []error
+	pods := map[types.UID]bool{}
 	for _, c := range all {
 		if uid := types.UID(c.Labels[labelUID]); uid != "" {
-			errs = append(errs, a.clear(uid, c.ID))
+			pods[uid] = true
+			errs = append(errs, a.o.Containers.Delete(ctx, c.ID), a.o.Images.Unmount(ctx, c.ID))
 		}
 	}
 	for _, s := range a.o.Network.Sandboxes() {
-		errs = append(errs, a.clear(types.UID(s.PodUID), ""))
+		pods[types.UID(s.PodUID)] = true
 	}
-	return errors.Join(append(errs, volume.Unmount(a.o.Dir))...)
-}
-
-// clear removes a pod's container, sandbox and volumes.
-func (a *Agent) clear(uid types.UID, id string) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(a.ctx), 30*time.Second)
-	defer cancel()
-	var errs []error
-	if id != "" {
-		errs = append(errs, a.o.Containers.Delete(ctx, id), a.o.Images.Unmount(ctx, id))
+	dirs, err := a.volumes.Pods()
+	errs = append(errs, err)
+	for _, uid := range dirs {
+		pods[uid] = true
 	}
-	errs = append(errs, a.o.Network.Release(ctx, string(uid)), a.volumes.Remove(uid), removeCgroup(uid))
+	for uid := range pods {
+		errs = append(errs, a.o.Network.Release(ctx, string(uid)), a.volumes.Remove(uid), removeCgroup(uid))
+	}
+	errs = append(errs, volume.Unmount(a.o.Dir))
 	return errors.Join(slices.DeleteFunc(errs, func(err error) bool { return errors.Is(err, container.ErrNotFound) })...)
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"maps"
 	"net/netip"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -82,9 +83,8 @@ func conditionTrue(s *corev1.PodStatus, t corev1.PodConditionType) bool {
 // locked.
 func (w *worker) report(now time.Time) {
 	if w.deleted {
-		if w.cleaned && !w.sender.removed {
-			w.sender.removed = true
-			go w.removeLogs()
+		if w.cleaned {
+			go w.sender.finish() // somebody else has removed the object
 		}
 		return
 	}
@@ -162,7 +162,8 @@ type sender struct {
 	busy    bool
 	now     chan struct{} // closed: do not wait for more news
 	delete  bool          // remove the pod's object when all is told
-	removed bool
+	once    sync.Once
+	removed bool // nothing of the pod is left
 }
 
 // newsDelay is how long news that nobody waits for may wait for more news: a
@@ -239,7 +240,7 @@ func (s *sender) next() func() bool {
 	defer s.w.mu.Unlock()
 	p := s.w.pod
 	switch {
-	case s.removed || s.w.deleted && s.want == nil:
+	case s.removed || s.w.deleted:
 	case s.want != nil:
 		status := s.want
 		s.want = nil
@@ -313,10 +314,17 @@ func (s *sender) deleteObject(p *corev1.Pod) bool {
 		s.w.a.log.Warn("pod object not removed", "pod", pod.FullName(p), "err", err)
 		return false
 	}
-	s.w.removeLogs()
-	s.w.mu.Lock()
-	s.removed = true
-	s.w.mu.Unlock()
-	s.w.poke()
+	s.finish()
 	return true
+}
+
+// finish removes the last of the pod, once its object is gone.
+func (s *sender) finish() {
+	s.once.Do(func() {
+		s.w.removeLogs()
+		s.w.mu.Lock()
+		s.removed = true
+		s.w.mu.Unlock()
+		s.w.poke()
+	})
 }

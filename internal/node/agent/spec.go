@@ -104,6 +104,11 @@ func (l *launch) namespaces(ctx context.Context, spec *container.Spec, s network
 			return failed("CreateContainerConfigError", fmt.Errorf("target container %q is not running", l.m.Target))
 		}
 	} else if isTrue(l.p.Spec.ShareProcessNamespace) {
+		if l.before != nil { // the first of the pod makes the namespace
+			if _, err := l.before.wait(ctx); err != nil {
+				return err
+			}
+		}
 		id = l.w.oldestRunning()
 	}
 	if id == "" {

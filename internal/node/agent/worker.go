@@ -160,7 +160,7 @@ func (w *worker) sync() (next time.Time, finished bool) {
 	w.announce()
 	w.report(now)
 	next = earliest(next, w.wakeTimes(now)...)
-	return next, w.cleaned && (w.deleted || w.sender.removed)
+	return next, w.cleaned && w.sender.removed
 }
 
 // members gives every container of the spec its place.
