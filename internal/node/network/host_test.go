@@ -390,3 +390,10 @@ func childOptions(dir string) Options {
 		Dir: dir, PodCIDR: netip.MustParsePrefix("10.142.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.143.0.0/16"),
 	}
 }
+
+// readyCount says how many sandboxes wait.
+func (p *pool) readyCount() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.ready)
+}

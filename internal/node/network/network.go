@@ -17,7 +17,7 @@
 // waits for neighbours to be asked for, and hands every frame to any pod that
 // claims the right hardware address. Here both ends of each link are written
 // down as permanent neighbours, the first packet passes at once, a packet
-// with a false source is dropped (strict reverse path check), and a
+// with a false source is dropped (the route back must be the way it came), and a
 // connection to a pod that is gone is refused at once because its address
 // has no route.
 //

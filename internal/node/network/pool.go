@@ -405,10 +405,3 @@ func (p *pool) step() (wait time.Duration, more bool) {
 	p.mu.Unlock()
 	return 0, true
 }
-
-// readyCount says how many sandboxes wait.
-func (p *pool) readyCount() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return len(p.ready)
-}

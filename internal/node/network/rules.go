@@ -127,14 +127,19 @@ func (t *table) rule(c *nftables.Chain, parts ...[]expr.Any) {
 	t.conn.AddRule(&nftables.Rule{Table: t.table, Chain: c, Exprs: all})
 }
 
-// guard keeps pods away from this machine's loopback addresses, which the
-// host's ends of their links would route (see hostLinkSysctls). It looks at
-// packets before connection tracking turns answers back.
+// guard keeps pods to their own addresses, and away from this machine's
+// loopback addresses, which the host's ends of their links would route (see
+// hostLinkSysctls). It looks at packets before connection tracking turns
+// answers back. The kernel's own check of sources (rp_filter) would be
+// loosened by a setting for all links that some systems make.
 func (t *table) guard() {
 	c := t.base("guard", nftables.ChainHookPrerouting, nftables.ChainTypeFilter, *nftables.ChainPriorityRaw)
 	drop := []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}
 	t.rule(c, fromPod(), inLoopback(destination), drop)
-	t.rule(c, fromPod(), inLoopback(source), drop)
+	t.rule(c, fromPod(), []expr.Any{
+		&expr.Fib{Register: reg0, FlagSADDR: true, FlagIIF: true, ResultOIF: true},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: make([]byte, 4)},
+	}, drop)
 }
 
 // lead sends connections to services and host ports on their way.

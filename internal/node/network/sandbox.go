@@ -48,7 +48,6 @@ func podSysctls() [][2]string {
 func hostLinkSysctls(link string) [][2]string {
 	return [][2]string{
 		{"net/ipv6/conf/" + link + "/disable_ipv6", "1"},
-		{"net/ipv4/conf/" + link + "/rp_filter", "1"},
 		{"net/ipv4/conf/" + link + "/route_localnet", "1"},
 		{"net/ipv4/conf/" + link + "/forwarding", "1"},
 	}

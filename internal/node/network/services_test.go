@@ -311,6 +311,9 @@ func TestEgress(t *testing.T) {
 // TestGuard sends frames that no honest pod would.
 func TestGuard(t *testing.T) {
 	m := open(t, testOptions(t))
+	if err := writeSysctl("net/ipv4/conf/all/rp_filter", "2"); err != nil {
+		t.Fatal(err)
+	}
 	s, other := acquire(t, m, "a"), acquire(t, m, "b")
 	for _, tt := range []struct {
 		name     string
@@ -322,6 +325,7 @@ func TestGuard(t *testing.T) {
 		{"to the host's loopback", s.IP, netip.MustParseAddr("127.0.0.1"), "127.0.0.1", false},
 		{"from loopback", netip.MustParseAddr("127.0.0.1"), m.Gateway(), m.Gateway().String(), false},
 		{"from another pod's address", other.IP, m.Gateway(), m.Gateway().String(), false},
+		{"from an outside address", netip.MustParseAddr("192.0.2.1"), m.Gateway(), m.Gateway().String(), false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c, err := net.ListenPacket("udp4", tt.listen+":7171")
