@@ -183,15 +183,23 @@ func (b *blank) filter(program []byte) error {
 	if err := b.sendControl(program, nil); err != nil {
 		return err
 	}
+	if err := b.awaitDone(); err != nil {
+		return fmt.Errorf("seccomp: %w", err)
+	}
+	return nil
+}
+
+// awaitDone waits until the process says that it has done what it was told.
+func (b *blank) awaitDone() error {
 	answer := make([]byte, 256)
 	n, err := b.control.Read(answer)
 	switch {
 	case err != nil:
-		return fmt.Errorf("seccomp: %w", err)
+		return err
 	case n == 0:
-		return errors.New("seccomp: the process ended")
-	case string(answer[:n]) != filterInstalled:
-		return fmt.Errorf("seccomp: %s", answer[:n])
+		return errors.New("the process ended")
+	case string(answer[:n]) != done:
+		return errors.New(string(answer[:n]))
 	}
 	return nil
 }

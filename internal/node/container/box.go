@@ -164,6 +164,9 @@ func (b *box) create() (err error) {
 	if b.manager, err = b.host.groups.open(spec.CgroupParent, spec.ID, resources); err != nil {
 		return fmt.Errorf("cgroup: %w", err)
 	}
+	if spec.Pause {
+		return b.createPause(resources)
+	}
 	p, err := b.host.plan(spec, b.manager)
 	if err != nil {
 		return err
@@ -175,6 +178,18 @@ func (b *box) create() (err error) {
 		return startError(err)
 	}
 	b.stdio.pump(b.host.buffers)
+	go b.wait()
+	return nil
+}
+
+func (b *box) createPause(resources *cgroups.Resources) error {
+	if err := b.host.groups.create(b.manager); err != nil {
+		return err
+	}
+	resources.Devices = deviceRules(&b.record.Spec, nil)
+	if err := b.pause(func() error { return b.manager.Set(resources) }); err != nil {
+		return startError(err)
+	}
 	go b.wait()
 	return nil
 }
@@ -411,18 +426,20 @@ func (b *box) undo() {
 func (b *box) start() (Started, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.record.Status.State != Created || b.gate == nil {
+	if b.record.Status.State != Created || b.gate == nil && !b.record.Spec.Pause {
 		return Started{}, fmt.Errorf("%w: it has been started before", ErrNotRunning)
 	}
 	b.oom = oomKills(b.manager)
 	if err := b.manager.Set(b.host.groups.cpu(&b.record.Spec)); err != nil {
 		return Started{}, startError(err)
 	}
-	if err := openGate(b.gate); err != nil {
-		return Started{}, startError(err)
+	if b.gate != nil {
+		if err := openGate(b.gate); err != nil {
+			return Started{}, startError(err)
+		}
+		_ = b.gate.Close()
+		b.gate = nil
 	}
-	_ = b.gate.Close()
-	b.gate = nil
 	now := time.Now()
 	b.record.Status.State, b.record.Status.StartedAt = Running, now
 	go func() { // not in the way of the answer: a created box with a running process is known for what it is

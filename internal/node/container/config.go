@@ -27,14 +27,16 @@ func (s *Spec) check() error {
 	switch {
 	case s.ID == "" || len(s.ID) > 128 || strings.Trim(s.ID, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.") != "" || s.ID[0] == '.':
 		return fmt.Errorf("container id %q: want letters, digits, '-', '_' and '.'", s.ID)
+	case s.CgroupParent != "" && filepath.Clean(s.CgroupParent) != s.CgroupParent || strings.Contains(s.CgroupParent, ".."):
+		return fmt.Errorf("cgroup parent %q: want a clean path", s.CgroupParent)
+	case s.Pause:
+		return nil
 	case !filepath.IsAbs(s.RootFS):
 		return fmt.Errorf("root file system %q: want an absolute path", s.RootFS)
 	case len(s.Args) == 0 || s.Args[0] == "":
 		return &StartError{Reason: "StartError", Message: "no command specified"}
 	case s.Cwd != "" && !filepath.IsAbs(s.Cwd):
 		return &StartError{Reason: "StartError", Message: fmt.Sprintf("working directory %q: want an absolute path", s.Cwd)}
-	case s.CgroupParent != "" && filepath.Clean(s.CgroupParent) != s.CgroupParent || strings.Contains(s.CgroupParent, ".."):
-		return fmt.Errorf("cgroup parent %q: want a clean path", s.CgroupParent)
 	}
 	for _, m := range s.Mounts {
 		if !filepath.IsAbs(m.Destination) {

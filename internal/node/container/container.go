@@ -35,6 +35,11 @@ type Spec struct {
 	ID     string            `json:"id"`
 	Labels map[string]string `json:"labels,omitempty"`
 
+	// Pause makes the container one process of ours that does nothing but
+	// reap, without a root file system: the first of a PID namespace that
+	// others join. Only ID, Labels, Resources and CgroupParent are used with it.
+	Pause bool `json:"pause,omitempty"`
+
 	RootFS       string   `json:"rootfs"` // mounted already
 	ReadOnlyRoot bool     `json:"readOnlyRoot,omitempty"`
 	Args         []string `json:"args"`

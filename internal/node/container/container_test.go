@@ -437,8 +437,7 @@ func TestStats(t *testing.T) {
 
 func TestSharedPIDNamespace(t *testing.T) {
 	l := newLab(t)
-	pause := l.spec("")
-	pause.Args = []string{"sleep", "600"}
+	pause := container.Spec{ID: "pause", Pause: true, CgroupParent: l.parent() + "/pod"}
 	started := l.run(pause)
 	s := l.spec("sleep 601 & sleep 602 & ps | grep -v grep | grep -c 'sleep 6'; wait")
 	s.PIDNS = fmt.Sprintf("/proc/%d/ns/pid", started.Pid)
@@ -446,8 +445,17 @@ func TestSharedPIDNamespace(t *testing.T) {
 	l.says(s, "3")
 	must(t, l.client.Signal(t.Context(), s.ID, syscall.SIGKILL))
 	l.exit(s.ID)
-	if out, _ := l.exec(pause.ID, "ps | grep -v grep | grep -c 'sleep 60[12]'"); out != "0\n" {
+	other := l.spec("ps | grep -v grep | grep -c 'sleep 60[12]'; ps | head -2 | grep -c '1 65535'; ls /proc/1/root")
+	other.PIDNS = s.PIDNS
+	if out, _ := l.output(other); !strings.HasPrefix(out, "0\n1\n") || strings.Contains(out, "etc") {
 		t.Errorf("left in the shared namespace: %s", out)
+	}
+	if e, _ := l.client.Status(t.Context(), pause.ID); e.State != container.Running {
+		t.Errorf("%+v", e)
+	}
+	must(t, l.client.Signal(t.Context(), pause.ID, syscall.SIGTERM))
+	if e := l.exit(pause.ID); e.Exit.Code != 0 {
+		t.Errorf("exit %+v", e.Exit)
 	}
 }
 

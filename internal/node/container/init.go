@@ -11,7 +11,7 @@ import (
 	"strconv"
 	"unsafe"
 
-	"github.com/opencontainers/runc/libcontainer"
+	_ "github.com/opencontainers/runc/libcontainer" // for startInitialization
 	"github.com/opencontainers/runc/libcontainer/capabilities"
 	"github.com/opencontainers/selinux/go-selinux"
 	"golang.org/x/sys/unix"
@@ -49,8 +49,9 @@ const (
 
 const controlFD = 3
 
-// filterInstalled is what the process answers when the filter is in place.
-const filterInstalled = "ok"
+// done is what the process answers when the filter is in place, or all is
+// made for a pause.
+const done = "ok"
 
 // Init turns this process into the first process of a container. It is called
 // before anything else in the program has run, and does not return.
@@ -75,12 +76,22 @@ func becomeContainer() error {
 	if o.Init == "" { // the runtime is gone, or does not need us
 		os.Exit(0)
 	}
+	if o.Init == pauseInit {
+		return pause(o)
+	}
 	if err := carryOut(o, files); err != nil {
 		return refuse(files[fileSync], err)
 	}
-	libcontainer.Init()
-	return nil
+	return startInitialization()
 }
+
+// startInitialization is what libcontainer.Init calls once it has set
+// GOMAXPROCS to 1. With one processor, the thread that installs the filter
+// would wait for the scheduler's watchdog to take it from the thread that
+// blocks at the gate, up to 10 ms after the program is here.
+//
+//go:linkname startInitialization github.com/opencontainers/runc/libcontainer.startInitialization
+func startInitialization() error
 
 // warm does, while nobody waits, what libcontainer would do for the first time
 // when somebody does: decoders are made per type, and capabilities asked of
@@ -110,6 +121,9 @@ func awaitOrder() (order, []int, error) {
 	}
 	if err := json.Unmarshal(body[:n], &o); err != nil {
 		return o, nil, fmt.Errorf("order: %w", err)
+	}
+	if o.Init == pauseInit {
+		return o, nil, nil
 	}
 	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
 	if err != nil || len(messages) != 1 {
@@ -220,14 +234,6 @@ func installFilter(set chan<- struct{}) {
 	runtime.LockOSThread()
 	_ = unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0)
 	close(set)
-	// libcontainer.Init sets GOMAXPROCS to 1. With it, this goroutine would
-	// wait for the scheduler's watchdog to take the processor from a thread
-	// that blocks, up to 10 ms after the program is here.
-	for runtime.GOMAXPROCS(0) != 1 {
-		runtime.Gosched()
-	}
-	runtime.GOMAXPROCS(2)
-
 	program := make([]byte, 64<<10)
 	var n int
 	var err error
@@ -236,7 +242,7 @@ func installFilter(set chan<- struct{}) {
 			break
 		}
 	}
-	answer := filterInstalled
+	answer := done
 	if err != nil || n == 0 {
 		answer = fmt.Sprintf("no program: %v", err)
 	} else if err := loadFilter(program[:n]); err != nil {

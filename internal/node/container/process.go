@@ -30,7 +30,7 @@ func (b *box) exec(spec *ExecSpec, files [3]*os.File) (*extra, error) {
 	b.mu.Lock()
 	pid, state, s := b.record.Status.Pid, b.record.Status.State, b.record.Spec
 	b.mu.Unlock()
-	if state != Running {
+	if state != Running || s.Pause {
 		return nil, ErrNotRunning
 	}
 	init, err := b.openInit(pid)
@@ -137,7 +137,9 @@ func adopt(h *host, dir string, r record) (*box, error) {
 		close(b.ended)
 		return b, nil
 	}
-	if b.stdio, err = reopenStdio(dir, &r.Spec, h.keeper); err != nil {
+	streams := r.Spec
+	streams.TTY = streams.TTY || streams.Pause // a pause has none
+	if b.stdio, err = reopenStdio(dir, &streams, h.keeper); err != nil {
 		return nil, fmt.Errorf("standard streams: %w", err)
 	}
 	b.stdio.pump(h.buffers)
@@ -172,6 +174,9 @@ func (b *box) find() error {
 
 // unstarted says that the process still is ours, not the container's program.
 func (b *box) unstarted() bool {
+	if b.record.Spec.Pause {
+		return false
+	}
 	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", b.record.Status.Pid))
 	return err == nil && string(line) == "sonagi\x00"+initRole+"\x00"
 }
