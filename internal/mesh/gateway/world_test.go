@@ -28,6 +28,9 @@ type world struct {
 	addr     string // external listener
 	internal string
 
+	stop  func()
+	ended chan struct{}
+
 	mu      sync.Mutex
 	pokes   []load.Poke
 	results []result
@@ -64,16 +67,16 @@ func newWorld(t testing.TB, change ...func(*Options)) *world {
 	w.gateway.Add(external, false)
 	w.gateway.Add(internal, true)
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
+	w.stop, w.ended = cancel, make(chan struct{})
 	go func() {
-		defer close(done)
+		defer close(w.ended)
 		if err := w.gateway.Task().Run(ctx); err != nil {
 			t.Error(err)
 		}
 	}()
 	t.Cleanup(func() {
 		cancel()
-		<-done
+		<-w.ended
 	})
 	w.edit(func(*routing.Edit) {})
 	return w
@@ -193,4 +196,13 @@ func (w *world) held(name string) (n int) {
 		}
 	})
 	return n
+}
+
+// h2client is a client that speaks HTTP/2 from the first byte.
+func (w *world) h2client() *http.Client {
+	c := w.client()
+	t := c.Transport.(*http.Transport)
+	t.Protocols = new(http.Protocols)
+	t.Protocols.SetUnencryptedHTTP2(true)
+	return c
 }
