@@ -284,6 +284,10 @@ type heldError struct{ error }
 
 func (s *slow) heard(resp *http.Response) error {
 	s.status = resp.StatusCode
+	if len(resp.Trailer) > 0 {
+		// HTTP/1.1 has a place for trailers only behind chunks.
+		resp.Header.Del("Content-Length")
+	}
 	if s.start != nil {
 		s.start.Stop()
 	}
