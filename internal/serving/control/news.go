@@ -19,7 +19,7 @@ type news struct {
 }
 
 func newNews(r events.EventRecorder) *news {
-	return &news{recorder: r, good: rate.NewLimiter(4, 40)}
+	return &news{recorder: r, good: rate.NewLimiter(2, 20)}
 }
 
 func (n *news) tell(about runtime.Object, reason, format string, args ...any) {
