@@ -277,7 +277,7 @@ func (a *Agent) logPath(p *corev1.Pod, name string, attempt int) string {
 
 // terminationFile is where a container may say why it ended.
 func (a *Agent) terminationFile(uid types.UID, name string, attempt int) string {
-	return filepath.Join(a.volumes.Dir(uid), "containers", name, strconv.Itoa(attempt))
+	return filepath.Join(a.volumes.Made(uid), "containers", name, strconv.Itoa(attempt))
 }
 
 // Bounds of termination messages.

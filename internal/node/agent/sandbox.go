@@ -97,8 +97,8 @@ const (
 )
 
 func (w *worker) writeFiles(p *corev1.Pod, ip string) error {
-	dir := w.a.volumes.Dir(p.UID)
-	if err := os.MkdirAll(dir, 0o750); err != nil {
+	dir := w.a.volumes.Made(p.UID)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
 	hosts := pod.Hosts(p, ip, w.a.o.ClusterDomain)

@@ -262,7 +262,7 @@ func (l *launch) mounts(ctx context.Context, v *volume.Pod, env []string) ([]con
 		taken[filepath.Clean(m.MountPath)] = true
 		out = append(out, mount)
 	}
-	dir := v.Dir()
+	dir := l.w.a.volumes.Made(l.w.uid)
 	own := [][2]string{
 		{filepath.Join(dir, hostsFile), "/etc/hosts"},
 		{filepath.Join(dir, resolvFile), "/etc/resolv.conf"},

@@ -86,16 +86,20 @@ func (w *worker) start(m *member, before *future[struct{}], now time.Time) *futu
 // run does what it takes, as much as possible at the same time.
 func (l *launch) run(ctx context.Context) error {
 	img := begin(func() (*root, error) { return l.root(ctx) })
+	files := begin(func() (struct{}, error) { return struct{}{}, l.prepareFiles() })
 	env := begin(func() (pod.Sources, error) { return l.sources(ctx) })
 	spec, err := l.spec(ctx, img, env)
 	if err == nil {
-		err = l.create(ctx, spec)
+		if _, err = files.wait(ctx); err == nil {
+			err = l.create(ctx, spec)
+		}
 	}
 	if err == nil {
 		err = l.launch(ctx)
 	}
 	if err != nil {
-		<-img.done // its mount must not come after the clearing away
+		<-img.done // what they make must not come after the clearing away
+		<-files.done
 		l.clear()
 	}
 	return err
@@ -204,9 +208,6 @@ func (l *launch) volumes(ctx context.Context) (*volume.Pod, error) {
 // create makes the container. Its process does not run yet.
 func (l *launch) create(ctx context.Context, spec container.Spec) error {
 	a := l.w.a
-	if err := l.prepareFiles(); err != nil {
-		return failed("CreateContainerError", err)
-	}
 	l.w.creating(l)
 	err := a.o.Containers.Create(ctx, spec)
 	if errors.Is(err, container.ErrExists) { // begun by an earlier process that did not get further
@@ -230,18 +231,24 @@ func (l *launch) wrap(err error, reason string) error {
 	return failed(reason, err)
 }
 
+// prepareFiles makes the places for what the container writes beside its own
+// files.
 func (l *launch) prepareFiles() error {
-	if err := os.MkdirAll(filepath.Dir(l.logPath), 0o755); err != nil {
-		return err
-	}
 	path := l.w.a.terminationFile(l.w.uid, l.m.Spec.Name, l.attempt)
-	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
-		return err
+	err := os.MkdirAll(filepath.Dir(path), 0o755)
+	if err == nil {
+		err = os.WriteFile(path, nil, 0o666)
 	}
-	if err := os.WriteFile(path, nil, 0o666); err != nil {
-		return err
+	if err == nil {
+		err = os.Chmod(path, 0o666)
 	}
-	return os.Chmod(path, 0o666)
+	if err == nil {
+		err = os.MkdirAll(filepath.Dir(l.logPath), 0o755)
+	}
+	if err != nil {
+		return failed("CreateContainerError", err)
+	}
+	return nil
 }
 
 // launch lets the process run, once the volumes are full and the container

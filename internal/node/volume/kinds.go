@@ -44,6 +44,9 @@ func mode(own, otherwise *int32) fs.FileMode {
 // emptyDir is a directory of the pod's own, or a tmpfs.
 func (v *Pod) emptyDir(p *corev1.Pod, vol *corev1.Volume) error {
 	dir := filepath.Join(v.dir, "volumes", vol.Name)
+	if err := os.MkdirAll(filepath.Dir(dir), 0o750); err != nil {
+		return err
+	}
 	switch vol.EmptyDir.Medium {
 	case corev1.StorageMediumDefault:
 		if _, err := os.Lstat(dir); err == nil {

@@ -55,7 +55,7 @@ func (v *Pod) Source(container string, index int, m *corev1.VolumeMount, sub str
 		return "", fmt.Errorf("failed to prepare subPath for volumeMount %q of container %q: %w", m.Name, container, err)
 	}
 	defer unix.Close(fd)
-	target := filepath.Join(v.dir, "subpaths", container, strconv.Itoa(index))
+	target := filepath.Join(v.m.Made(v.uid), "subpaths", container, strconv.Itoa(index))
 	if err := pin(fd, target); err != nil {
 		return "", fmt.Errorf("failed to prepare subPath for volumeMount %q of container %q: %w", m.Name, container, err)
 	}

@@ -41,8 +41,6 @@ func (v *Pod) Usage(ctx context.Context, p *corev1.Pod) ([]Usage, error) {
 			} else {
 				u.Bytes, u.Inodes, err = DiskUsage(ctx, v.Path(vol.Name))
 			}
-		case vol.ConfigMap != nil, vol.DownwardAPI != nil:
-			u.Bytes, u.Inodes, err = DiskUsage(ctx, v.Path(vol.Name))
 		default:
 			continue
 		}

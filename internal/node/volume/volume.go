@@ -2,10 +2,11 @@
 
 // Package volume fills the volumes of a pod.
 //
-// A pod's volumes live in DIR/<uid>/volumes. What comes from secrets and tokens
-// lives in memory, in one tmpfs for all pods, and is seen through a symbolic
-// link there. Files made from objects change all at once, by the swap of one
-// symbolic link.
+// What a pod stores lives in DIR/<uid>, on the disk. What is made for it (from
+// secrets, tokens, config maps, fields, and the small files that every pod has)
+// lives in one tmpfs for all pods: secrets never touch the disk, and a pod that
+// starts does not wait for one. Files made from objects change all at once, by
+// the swap of one symbolic link.
 //
 // The law of the room: every mount made here lies below the directory of its
 // pod (or is that one tmpfs), so that what has to be undone can be found by
@@ -84,8 +85,11 @@ func Open(o Options) (*Manager, error) {
 
 func (m *Manager) memory() string { return filepath.Join(m.o.Dir, ".memory") }
 
-// Dir is the directory of a pod's files.
+// Dir is the directory of what a pod stores. It need not exist.
 func (m *Manager) Dir(uid types.UID) string { return filepath.Join(m.o.Dir, string(uid)) }
+
+// Made is the directory of what is made for a pod, in memory. It need not exist.
+func (m *Manager) Made(uid types.UID) string { return filepath.Join(m.memory(), string(uid)) }
 
 // Pods lists the pods that have files here, those from before a restart too.
 func (m *Manager) Pods() ([]types.UID, error) {
@@ -107,6 +111,7 @@ func (m *Manager) Pods() ([]types.UID, error) {
 // A Pod is the volumes of one pod.
 type Pod struct {
 	m   *Manager
+	uid types.UID
 	dir string // on disk
 	mem string // in memory
 
@@ -122,13 +127,10 @@ func (m *Manager) Pod(p *corev1.Pod) (*Pod, error) {
 	m.mu.Lock()
 	v := m.pods[p.UID]
 	if v == nil {
-		v = &Pod{m: m, dir: m.Dir(p.UID), mem: filepath.Join(m.memory(), string(p.UID)), tokens: map[string]*token{}, paths: map[string]string{}}
+		v = &Pod{m: m, uid: p.UID, dir: m.Dir(p.UID), mem: filepath.Join(m.Made(p.UID), "volumes"), tokens: map[string]*token{}, paths: map[string]string{}}
 		m.pods[p.UID] = v
 	}
 	m.mu.Unlock()
-	if err := os.MkdirAll(filepath.Join(v.dir, "volumes"), 0o750); err != nil {
-		return nil, fmt.Errorf("making pod directory: %w", err)
-	}
 	for i := range p.Spec.Volumes {
 		if err := v.prepare(p, &p.Spec.Volumes[i]); err != nil {
 			return nil, &Error{Volume: p.Spec.Volumes[i].Name, Err: err}
@@ -165,17 +167,12 @@ func (v *Pod) setPath(name, path string) {
 	v.paths[name] = path
 }
 
-// Dir is the directory of the pod's files.
-func (v *Pod) Dir() string { return v.dir }
-
 // prepare makes what needs no API: enough to be mounted into a container.
 func (v *Pod) prepare(p *corev1.Pod, vol *corev1.Volume) error {
 	switch {
 	case vol.EmptyDir != nil:
 		return v.emptyDir(p, vol)
-	case vol.ConfigMap != nil, vol.DownwardAPI != nil:
-		return os.MkdirAll(filepath.Join(v.dir, "volumes", vol.Name), 0o777)
-	case vol.Secret != nil, vol.Projected != nil:
+	case vol.ConfigMap != nil, vol.Secret != nil, vol.Projected != nil, vol.DownwardAPI != nil:
 		return v.inMemory(vol.Name)
 	}
 	return nil
@@ -262,10 +259,10 @@ func (m *Manager) Remove(uid types.UID) error {
 	if uid == "" || filepath.Base(string(uid)) != string(uid) || uid[0] == '.' {
 		return fmt.Errorf("not a pod's directory: %q", uid)
 	}
-	if err := Unmount(m.Dir(uid)); err != nil {
-		return err
-	}
-	for _, dir := range []string{m.Dir(uid), filepath.Join(m.memory(), string(uid))} {
+	for _, dir := range []string{m.Dir(uid), m.Made(uid)} {
+		if err := Unmount(dir); err != nil {
+			return err
+		}
 		if err := os.RemoveAll(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("removing volumes: %w", err)
 		}
