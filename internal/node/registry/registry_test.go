@@ -202,7 +202,7 @@ func TestUploads(t *testing.T) {
 	if code, h, _ = s.do("PATCH", at, blob[6:], "Content-Range", "6-9"); code != 416 || h.Get("Range") != "0-3" {
 		t.Errorf("chunk out of order: %d, %v", code, h)
 	}
-	if code, _, _ = s.do("PATCH", at, "x", "Content-Range", "all"); code != 400 {
+	if code, _, _ = s.do("PATCH", at, "x", "Content-Range", "all"); code != 416 {
 		t.Errorf("chunk of no range: %d", code)
 	}
 	if code, h, _ = s.do("GET", at, ""); code != 204 || h.Get("Range") != "0-3" {
@@ -210,6 +210,9 @@ func TestUploads(t *testing.T) {
 	}
 	if code, _, _ := s.do("HEAD", "/v2/app/blobs/"+d, ""); code != 404 {
 		t.Errorf("half a blob is visible: %d", code)
+	}
+	if code, _, _ = s.do("PUT", at+"?digest="+d, blob[6:], "Content-Range", "6-9"); code != 416 {
+		t.Errorf("last chunk out of order: %d", code)
 	}
 	// The next process goes on with it.
 	s = serve(t, dir)

@@ -152,6 +152,21 @@ func (r *Registry) uploadStatus(w http.ResponseWriter, _ *http.Request, c call) 
 // rangePattern is Content-Range as the specification has it for chunks.
 var rangePattern = regexp.MustCompile(`^(?:bytes[ =])?([0-9]{1,18})-([0-9]{1,18})(?:/.*)?$`)
 
+// isNext reports whether a chunk begins where the upload ends. What does not
+// say where it begins does.
+func isNext(req *http.Request, u *upload) bool {
+	sent := req.Header.Get("Content-Range")
+	if sent == "" {
+		return true
+	}
+	m := rangePattern.FindStringSubmatch(sent)
+	if m == nil {
+		return false
+	}
+	from, err := strconv.ParseInt(m[1], 10, 64)
+	return err == nil && from == u.size
+}
+
 // continueUpload takes a chunk, or all of a blob as a stream.
 func (r *Registry) continueUpload(w http.ResponseWriter, req *http.Request, c call) error {
 	u, release, err := r.hold(c.ref)
@@ -159,15 +174,9 @@ func (r *Registry) continueUpload(w http.ResponseWriter, req *http.Request, c ca
 		return err
 	}
 	defer release()
-	if cr := req.Header.Get("Content-Range"); cr != "" {
-		m := rangePattern.FindStringSubmatch(cr)
-		if m == nil {
-			return errBad("BLOB_UPLOAD_INVALID", "malformed Content-Range")
-		}
-		if from, _ := strconv.ParseInt(m[1], 10, 64); from != u.size {
-			answerUpload(w, c.name, c.ref, u.size, http.StatusRequestedRangeNotSatisfiable)
-			return nil
-		}
+	if !isNext(req, u) {
+		answerUpload(w, c.name, c.ref, u.size, http.StatusRequestedRangeNotSatisfiable)
+		return nil
 	}
 	if err := r.receive(w, req, u); err != nil {
 		if e := new(refusal); errors.As(err, &e) { // it can never become a blob
@@ -190,6 +199,10 @@ func (r *Registry) finishUpload(w http.ResponseWriter, req *http.Request, c call
 		return err
 	}
 	defer release()
+	if !isNext(req, u) {
+		answerUpload(w, c.name, c.ref, u.size, http.StatusRequestedRangeNotSatisfiable)
+		return nil
+	}
 	if err := r.receive(w, req, u); err != nil {
 		if e := new(refusal); errors.As(err, &e) {
 			r.drop(c.ref, u)
