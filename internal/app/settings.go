@@ -149,6 +149,7 @@ func (s Settings) certificates() pki.Options {
 		Server:        fmt.Sprintf("https://127.0.0.1:%d", s.APIPort),
 		NodeName:      s.NodeName,
 		NodeAddresses: []string{"127.0.0.1", bridge},
+		NodeNames:     []string{"metrics-server.kube-system.svc"}, // the agent serves metrics.k8s.io
 		Kubeconfig:    s.Kubeconfig(),
 	}
 }

@@ -55,9 +55,11 @@ type Options struct {
 	// Server is the URL that kubeconfigs name, https://127.0.0.1:6443.
 	Server string
 
-	// NodeName is the one node; NodeAddresses are where its agent serves.
+	// NodeName is the one node; NodeAddresses are where its agent serves, and
+	// NodeNames the Services that lead there.
 	NodeName      string
 	NodeAddresses []string
+	NodeNames     []string
 
 	// Kubeconfig is where the administrator's kubeconfig goes.
 	// Empty means admin.kubeconfig in the directory.
@@ -174,7 +176,7 @@ func leaves(f *Files, o Options, ca, front *authority) []leaf {
 	}
 	return []leaf{
 		{files: f.Serving, by: ca, subject: name("kube-apiserver"), usage: server, names: o.Names, addresses: parse(o.Addresses)},
-		{files: f.KubeletServer, by: ca, subject: name(nodePrefix+o.NodeName, nodesGroup), usage: server, names: []string{o.NodeName}, addresses: parse(o.NodeAddresses)},
+		{files: f.KubeletServer, by: ca, subject: name(nodePrefix+o.NodeName, nodesGroup), usage: server, names: append([]string{o.NodeName}, o.NodeNames...), addresses: parse(o.NodeAddresses)},
 		{files: f.KubeletClient, by: ca, subject: name("kube-apiserver-kubelet-client", mastersGroup), usage: client},
 		{files: f.FrontProxy, by: front, subject: name(FrontProxyName), usage: client},
 		{files: f.admin(), by: ca, subject: name(adminUser, mastersGroup), usage: client},
