@@ -4,6 +4,7 @@ package agent
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -16,6 +17,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/sonagi/sonagi/internal/node/pod"
 )
 
 // machine is what this machine has.
@@ -189,21 +192,70 @@ const cgroupRoot = "/sonagi"
 
 func cgroupParent(uid types.UID) string { return cgroupRoot + "/pod" + string(uid) }
 
-// cgroupMounts lists where control groups are mounted: one place with v2, one
-// for each controller with v1, both with a hybrid of the two.
-func cgroupMounts() ([]string, error) {
+// cgroupMounts lists where control groups are mounted, by controller: one place
+// with v2, one for each controller with v1, both with a hybrid of the two.
+func cgroupMounts() (map[string]string, error) {
 	text, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
 		return nil, err
 	}
-	var out []string
+	out := map[string]string{}
 	for line := range strings.Lines(string(text)) {
 		words := strings.Fields(line)
-		if len(words) > 2 && strings.HasPrefix(words[2], "cgroup") {
-			out = append(out, words[1])
+		if len(words) < 4 {
+			continue
+		}
+		switch words[2] {
+		case "cgroup2":
+			out[unified] = words[1]
+		case "cgroup":
+			for name := range strings.SplitSeq(words[3], ",") {
+				if name != "rw" && name != "relatime" && !strings.HasPrefix(name, "no") {
+					out[name] = words[1]
+				}
+			}
 		}
 	}
 	return out, nil
+}
+
+// unified stands for all controllers of v2.
+const unified = "unified"
+
+// limitPod bounds what all containers of a pod use together. Their control
+// groups are in the pod's, which exists once one of them does.
+func limitPod(uid types.UID, g pod.Cgroup) error {
+	mounts, err := cgroupMounts()
+	if err != nil {
+		return err
+	}
+	set := func(controller, file, value string) {
+		if dir, ok := mounts[controller]; ok {
+			e := os.WriteFile(filepath.Join(dir, cgroupParent(uid), file), []byte(value), 0)
+			if e != nil && !errors.Is(e, os.ErrNotExist) {
+				err = errors.Join(err, fmt.Errorf("limiting pod: %w", e))
+			}
+		}
+	}
+	if _, v1 := mounts["cpu"]; v1 {
+		set("cpu", "cpu.shares", strconv.FormatUint(g.CPUShares, 10))
+		if g.CPUQuota > 0 {
+			set("cpu", "cpu.cfs_quota_us", strconv.FormatInt(g.CPUQuota, 10))
+		}
+		if g.Memory > 0 {
+			set("memory", "memory.limit_in_bytes", strconv.FormatInt(g.Memory, 10))
+		}
+		return err
+	}
+	// Shares of 2 to 262,144 become weights of 1 to 10,000.
+	set(unified, "cpu.weight", strconv.FormatUint(1+(g.CPUShares-2)*9999/262142, 10))
+	if g.CPUQuota > 0 {
+		set(unified, "cpu.max", fmt.Sprintf("%d %d", g.CPUQuota, g.CPUPeriod))
+	}
+	if g.Memory > 0 {
+		set(unified, "memory.max", strconv.FormatInt(g.Memory, 10))
+	}
+	return err
 }
 
 // removeCgroup removes the control groups of a pod, which are empty by now.

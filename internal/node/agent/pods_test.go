@@ -25,7 +25,7 @@ func TestPods(t *testing.T) {
 		"liveness": liveness, "startup": startupProbe, "readiness goes": readinessGoes, "hooks": hooks,
 		"ignores SIGTERM": ignoresSIGTERM, "deadline": deadline, "out of memory": outOfMemory, "rejected": rejected,
 		"ephemeral": ephemeral, "host network": hostNetwork, "shared processes": sharedProcesses, "force delete": forceDelete,
-		"image change": imageChange, "exec probe": execProbe, "completed is cleared": completedIsCleared,
+		"image change": imageChange, "bounded": boundedPod, "exec probe": execProbe, "completed is cleared": completedIsCleared,
 	} {
 		t.Run(strings.ReplaceAll(name, " ", "-"), func(t *testing.T) {
 			t.Parallel()
@@ -757,4 +757,30 @@ spec:
 	}
 	r.delete("cleared", 30)
 	r.awaitGone("cleared")
+}
+
+func boundedPod(t *testing.T, r *rig) {
+	r.apply(`
+metadata: {name: bounded}
+spec:
+  containers:
+  - {name: one, resources: {requests: {cpu: 100m}, limits: {cpu: 200m, memory: 64Mi}}}
+  - {name: two, resources: {requests: {cpu: 100m}, limits: {cpu: 300m, memory: 64Mi}}}
+`)
+	p := r.awaitReady("bounded")
+	mounts, err := cgroupMounts()
+	must(t, err)
+	if mounts["cpu"] == "" {
+		t.Skip("written for cgroup v1")
+	}
+	for file, want := range map[string]string{
+		mounts["cpu"] + cgroupParent(p.UID) + "/cpu.shares":               "204",
+		mounts["cpu"] + cgroupParent(p.UID) + "/cpu.cfs_quota_us":         "50000",
+		mounts["memory"] + cgroupParent(p.UID) + "/memory.limit_in_bytes": "134217728",
+	} {
+		eventually(t, func() bool { return firstLine(file) == want })
+	}
+	if p.Status.QOSClass != corev1.PodQOSBurstable {
+		t.Errorf("class is %s", p.Status.QOSClass)
+	}
 }

@@ -219,7 +219,15 @@ func (l *launch) create(ctx context.Context, spec container.Spec) error {
 		return l.wrap(err, "CreateContainerError")
 	}
 	a.note(l.p, &l.m, "Created", "Container created")
+	l.w.limit.Do(func() { go l.w.bound(l.p) })
 	return nil
+}
+
+// bound bounds what the pod as a whole may use.
+func (w *worker) bound(p *corev1.Pod) {
+	if err := limitPod(w.uid, pod.PodCgroup(p)); err != nil && w.starts.Err() == nil {
+		w.a.log.Warn("pod not bounded", "pod", pod.FullName(p), "err", err)
+	}
 }
 
 // wrap tells a process that cannot be started from surroundings that failed.

@@ -111,7 +111,11 @@ func (e execer) ExecInContainer(ctx context.Context, _, _, _ string, cmd []strin
 func (e execer) AttachContainer(ctx context.Context, _, _, _ string, in io.Reader, out, errOut io.WriteCloser, _ bool, resize <-chan remotecommand.TerminalSize) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	return e.a.o.Containers.Attach(ctx, e.id, joined(ctx, in, out, errOut, resize))
+	err := e.a.o.Containers.Attach(ctx, e.id, joined(ctx, in, out, errOut, resize))
+	if ctx.Err() != nil {
+		return nil // the client has left
+	}
+	return err
 }
 
 // joined makes the streams of a client those of a container. A stream that the

@@ -48,6 +48,7 @@ type worker struct {
 	refill  bool                 // an object of a volume has changed
 	refresh time.Time            // when to fill again for a token's sake
 	kept    bool                 // the objects of volumes are watched
+	limit   sync.Once            // the pod's own control group is bounded
 
 	ending   bool      // the pod has to end
 	over     bool      // all containers have ended for good
