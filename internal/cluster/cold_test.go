@@ -47,15 +47,19 @@ func TestColdPath(t *testing.T) {
 			t.Fatal(err)
 		}
 		await(t, events, func(e event) bool { return e.pod != nil && e.kind == watch.Deleted })
-		await(t, events, func(e event) bool { return e.replicaSet != nil && e.replicaSet.Status.Replicas == 0 })
+		eventually(t, "the deployment is at zero", func(ctx context.Context) (bool, error) {
+			d, err := client.AppsV1().Deployments("default").Get(ctx, "web", metav1.GetOptions{})
+			return err == nil && d.Status.Replicas == 0 && d.Status.ObservedGeneration == d.Generation, err
+		})
 	}
 	for i, name := range []string{"patched", "replica set scaled", "pod created", "pod bound"} {
 		slices.Sort(stages[i])
 		t.Logf("%-20s p50 %v  p90 %v  max %v", name, stages[i][rounds/2].Round(10*time.Microsecond),
 			stages[i][rounds*9/10].Round(10*time.Microsecond), stages[i][rounds-1].Round(10*time.Microsecond))
 	}
-	if median := stages[3][rounds/2]; median > 100*time.Millisecond {
-		t.Errorf("the median of %v hides a timer", median)
+	// A busy machine makes every round slow; a timer makes the fastest one slow.
+	if fastest := stages[3][0]; fastest > 50*time.Millisecond {
+		t.Errorf("the fastest of %v hides a timer", fastest)
 	}
 }
 

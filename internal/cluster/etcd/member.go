@@ -24,23 +24,25 @@ func (s *Server) start() (*embed.Etcd, error) {
 	}
 	done := make(chan result, 1)
 	go func() {
-		r := result{err: errEnded}
 		defer func() {
 			if p := recover(); p != nil {
-				r.err = fmt.Errorf("its files are damaged: %v", p)
+				done <- result{err: damaged(p)}
 			}
-			done <- r
 		}()
-		r.member, r.err = embed.StartEtcd(s.config())
+		member, err := embed.StartEtcd(s.config())
+		done <- result{member, err}
 	}()
-	r := <-done
-	if r.err == errEnded {
-		return nil, <-s.broken
+	select {
+	case r := <-done:
+		return r.member, r.err
+	case err := <-s.broken:
+		return nil, damaged(err)
 	}
-	return r.member, r.err
 }
 
-var errEnded = fmt.Errorf("ended before it was started")
+func damaged(why any) error {
+	return fmt.Errorf("its files are damaged or cannot be read: put a copy of the directory back, or remove it to begin empty: %v", why)
+}
 
 func (s *Server) config() *embed.Config {
 	c := embed.NewConfig()
