@@ -172,8 +172,15 @@ func (b *box) create() (err error) {
 		return err
 	}
 	resources.Devices = deviceRules(spec, p.devices)
-	grouped := later(func() error { return b.host.groups.create(b.manager) })
-	if err = b.boot(p, grouped, resources); err != nil {
+	// Beside what boot does first. Device rules are set in steps, of which the
+	// first denies all, so nobody may be in the cgroup yet.
+	grouped := later(func() error {
+		if err := b.host.groups.create(b.manager); err != nil {
+			return err
+		}
+		return b.host.groups.limit(b.manager, resources)
+	})
+	if err = b.boot(p, grouped); err != nil {
 		_ = grouped() // undo must not race with it
 		return startError(err)
 	}
@@ -187,7 +194,7 @@ func (b *box) createPause(resources *cgroups.Resources) error {
 		return err
 	}
 	resources.Devices = deviceRules(&b.record.Spec, nil)
-	if err := b.pause(func() error { return b.manager.Set(resources) }); err != nil {
+	if err := b.pause(func() error { return b.host.groups.limit(b.manager, resources) }); err != nil {
 		return startError(err)
 	}
 	go b.wait()
@@ -208,9 +215,8 @@ func later(do func() error) func() error {
 	}
 }
 
-// boot makes a blank into the container's process, up to the gate. What can
-// be done while the process sets itself up is.
-func (b *box) boot(p *plan, grouped func() error, resources *cgroups.Resources) error {
+// boot makes a blank into the container's process, up to the gate.
+func (b *box) boot(p *plan, grouped func() error) error {
 	spec := &b.record.Spec
 	o := order{Init: "standard", Stage: p.stage, Filter: p.filter != nil, Console: spec.TTY, Unshare: unix.CLONE_NEWNS}
 	theirs, err := b.open()
@@ -229,16 +235,12 @@ func (b *box) boot(p *plan, grouped func() error, resources *cgroups.Resources) 
 	if err := b.breathe(&o, p.config); err != nil {
 		return err
 	}
-	saved, limited := later(b.save), func() error { return nil }
-	console, err := b.host.handshake(b.blank, o, p.config, append(theirs[:3:3], b.gate), joins,
-		// Device rules are set in steps, the first of which denies all: not
-		// before the process has made its device nodes.
-		func() { limited = later(func() error { return b.manager.Set(resources) }) },
-		func() error {
-			setOOMScore(b.blank.process.Pid, spec)
-			return limited()
-		})
-	if err = errors.Join(err, limited(), saved()); err != nil {
+	saved := later(b.save) // while the process sets itself up
+	console, err := b.host.handshake(b.blank, o, p.config, append(theirs[:3:3], b.gate), joins, func() error {
+		setOOMScore(b.blank.process.Pid, spec)
+		return nil
+	})
+	if err = errors.Join(err, saved()); err != nil {
 		return err
 	}
 	if console != nil {
@@ -300,9 +302,8 @@ func (h *host) cgroup(m cgroups.Manager, o *order, at *placement) error {
 }
 
 // handshake gives the blank its order and follows it to the end of the
-// protocol. files are its standard streams and its gate; for made and ready,
-// see follow.
-func (h *host) handshake(bl *blank, o order, c *initConfig, files, joins []*os.File, made func(), ready func() error) (*os.File, error) {
+// protocol. files are its standard streams and its gate; for ready, see follow.
+func (h *host) handshake(bl *blank, o order, c *initConfig, files, joins []*os.File, ready func() error) (*os.File, error) {
 	ch, err := openChannels()
 	if err != nil {
 		return nil, err
@@ -326,7 +327,7 @@ func (h *host) handshake(bl *blank, o order, c *initConfig, files, joins []*os.F
 	if err != nil {
 		return nil, err
 	}
-	if err := ch.follow(c, made, ready); err != nil {
+	if err := ch.follow(c, ready); err != nil {
 		return nil, err
 	}
 	if terminal == nil {
@@ -430,7 +431,7 @@ func (b *box) start() (Started, error) {
 		return Started{}, fmt.Errorf("%w: it has been started before", ErrNotRunning)
 	}
 	b.oom = oomKills(b.manager)
-	if err := b.manager.Set(b.host.groups.cpu(&b.record.Spec)); err != nil {
+	if err := b.host.groups.limit(b.manager, b.host.groups.cpu(&b.record.Spec)); err != nil {
 		return Started{}, startError(err)
 	}
 	if b.gate != nil {

@@ -78,6 +78,26 @@ func (h *hierarchies) create(m cgroups.Manager) error {
 	return nil
 }
 
+// limit sets bounds. On v1 each controller is set by itself: the manager would
+// go through all that there are, and some of those keep notes in variables
+// that all containers share.
+func (h *hierarchies) limit(m cgroups.Manager, r *cgroups.Resources) error {
+	if h.unified {
+		return m.Set(r)
+	}
+	for _, c := range []interface {
+		Name() string
+		Set(path string, r *cgroups.Resources) error
+	}{&fs.DevicesGroup{}, &fs.MemoryGroup{}, &fs.PidsGroup{}, &fs.CpuGroup{}} {
+		if path := m.Path(c.Name()); path != "" {
+			if err := c.Set(path, r); err != nil {
+				return fmt.Errorf("cgroup %s: %w", c.Name(), err)
+			}
+		}
+	}
+	return nil
+}
+
 // destroy removes a cgroup, and those above it that are empty now.
 func (h *hierarchies) destroy(m cgroups.Manager) error {
 	paths := maps.Clone(m.GetPaths())

@@ -439,10 +439,10 @@ func TestSharedPIDNamespace(t *testing.T) {
 	l := newLab(t)
 	pause := container.Spec{ID: "pause", Pause: true, CgroupParent: l.parent() + "/pod"}
 	started := l.run(pause)
-	s := l.spec("sleep 601 & sleep 602 & ps | grep -v grep | grep -c 'sleep 6'; wait")
+	s := l.spec("sleep 601 & sleep 602 & until [ $(ps | grep -v -e grep -e until | grep -c 'sleep 6') = 2 ]; do :; done; echo both; wait")
 	s.PIDNS = fmt.Sprintf("/proc/%d/ns/pid", started.Pid)
 	l.run(s)
-	l.says(s, "3")
+	l.says(s, "both")
 	must(t, l.client.Signal(t.Context(), s.ID, syscall.SIGKILL))
 	l.exit(s.ID)
 	other := l.spec("ps | grep -v grep | grep -c 'sleep 60[12]'; ps | head -2 | grep -c '1 65535'; ls /proc/1/root")

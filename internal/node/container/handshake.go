@@ -89,9 +89,9 @@ func (c *channels) closeChild() { closeAll([]*os.File{c.initChild, c.syncChild})
 func (c *channels) close()      { closeAll([]*os.File{c.init, c.sync}) }
 
 // follow gives the process its configuration and goes with it until it is
-// about to exec. made is called when its mounts and devices are made, ready
-// when it is about to drop its privileges.
-func (c *channels) follow(config *initConfig, made func(), ready func() error) error {
+// about to exec. ready is called when its surroundings are made and it is
+// about to drop its privileges.
+func (c *channels) follow(config *initConfig, ready func() error) error {
 	if err := json.NewEncoder(c.init).Encode(config); err != nil {
 		return fmt.Errorf("send configuration: %w", err)
 	}
@@ -111,17 +111,16 @@ func (c *channels) follow(config *initConfig, made func(), ready func() error) e
 		if err := json.Unmarshal(packet[:n], &m); err != nil {
 			return fmt.Errorf("follow the process: %w", err)
 		}
-		if err := c.step(m, made, ready); err != nil {
+		if err := c.step(m, ready); err != nil {
 			return err
 		}
 		seenReady = seenReady || m.Type == syncReady
 	}
 }
 
-func (c *channels) step(m syncMessage, made func(), ready func() error) error {
+func (c *channels) step(m syncMessage, ready func() error) error {
 	switch m.Type {
 	case syncHooks:
-		made()
 		return c.say(syncMessage{Type: syncHooksRun})
 	case syncReady:
 		if err := ready(); err != nil {

@@ -31,7 +31,6 @@ type lab struct {
 	t      testing.TB
 	dir    string
 	client *container.Client
-	events <-chan container.Event
 
 	mu   sync.Mutex
 	seen map[string]container.Event
@@ -58,8 +57,14 @@ func newLab(t testing.TB) *lab {
 	return l
 }
 
+// options are those of Launch. CONTAINER_TEST_SELF runs the test binary as the
+// runtime: with it, -race sees the runtime too.
 func (l *lab) options() container.Options {
-	return container.Options{Dir: filepath.Join(l.dir, "containers"), Socket: filepath.Join(l.dir, "run", "runtime.sock"), Binary: small.Binary()}
+	o := container.Options{Dir: filepath.Join(l.dir, "containers"), Socket: filepath.Join(l.dir, "run", "runtime.sock")}
+	if os.Getenv("CONTAINER_TEST_SELF") == "" {
+		o.Binary = small.Binary()
+	}
+	return o
 }
 
 func (l *lab) launch() *container.Client {
@@ -80,9 +85,9 @@ func (l *lab) shutdown() {
 	if err != nil {
 		l.t.Errorf("shutdown: %v", err)
 	}
-	if l.t.Failed() {
-		log, _ := os.ReadFile(filepath.Join(l.dir, "containers", "runtime.log"))
-		l.t.Logf("runtime log:\n%s", log)
+	log, _ := os.ReadFile(filepath.Join(l.dir, "containers", "runtime.log"))
+	if l.t.Failed() || bytes.Contains(log, []byte("DATA RACE")) || bytes.Contains(log, []byte("panic")) {
+		l.t.Errorf("runtime log:\n%s", log)
 	}
 	for _, root := range []string{"cpu", "memory", "pids", "devices", "freezer", "systemd", "."} {
 		left, _ := filepath.Glob(filepath.Join("/sys/fs/cgroup", root, l.parent(), "*"))

@@ -84,7 +84,7 @@ func (b *box) launch(s *Spec, spec *ExecSpec, p *plan, init *os.File, files [3]*
 	if err != nil {
 		return nil, err
 	}
-	console, err := b.host.handshake(bl, o, c, streams, []*os.File{init}, func() {}, func() error {
+	console, err := b.host.handshake(bl, o, c, streams, []*os.File{init}, func() error {
 		setOOMScore(bl.process.Pid, s)
 		if p.filter == nil {
 			return nil
