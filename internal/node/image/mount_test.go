@@ -180,6 +180,29 @@ func TestAdoption(t *testing.T) {
 	}
 }
 
+func TestPurge(t *testing.T) {
+	host := peer(t, nil)
+	push(t, host+"/app:v1", simpleImage(t, ent{name: "a", body: "layer"}))
+	dir := filepath.Join(t.TempDir(), "with space")
+	s := openStore(t, dir)
+	img := mustPull(t, s, host+"/app:v1")
+	mustMount(t, s, img, "c1")
+	mustMount(t, s, img, "c2")
+	if err := s.Unmount(t.Context(), "c2"); err != nil {
+		t.Fatal(err)
+	}
+	s.lock.Close() // killed, with a mount and a spare
+	if err := Purge(dir); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := mountsBelow(dir); exists(dir) || len(left) > 0 || err != nil {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	if err := Purge(dir); err != nil {
+		t.Errorf("purged twice: %v", err)
+	}
+}
+
 func TestUnmountBusy(t *testing.T) {
 	host := peer(t, nil)
 	push(t, host+"/app:v1", simpleImage(t, ent{name: "a", body: "layer"}))

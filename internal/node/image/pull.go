@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"golang.org/x/sync/errgroup"
@@ -218,7 +219,15 @@ func (s *Store) install(ctx context.Context, r resolved, b blobs, refs []string,
 	if err := g.Wait(); err != nil {
 		return Image{}, err
 	}
-	return s.enter(r, refs)
+	repair, release, err := s.repairLayer(ctx, diffIDs)
+	if err != nil {
+		return Image{}, err
+	}
+	defer release()
+	if repair != "" {
+		diffIDs = append(slices.Clone(diffIDs), repair)
+	}
+	return s.enter(r, diffIDs, refs)
 }
 
 func (s *Store) lease(layers []string, n int) {
@@ -228,10 +237,10 @@ func (s *Store) lease(layers []string, n int) {
 }
 
 // enter makes an image visible. Its layers are on the disk and leased.
-func (s *Store) enter(r resolved, refs []string) (Image, error) {
+func (s *Store) enter(r resolved, layers, refs []string) (Image, error) {
 	img := Image{
 		ID: r.configID, Digest: r.named, Created: r.config.Created,
-		Config: r.config.config(), layers: r.config.RootFS.DiffIDs,
+		Config: r.config.config(), layers: layers,
 	}
 	for _, d := range img.layers {
 		u, err := s.layer(d)

@@ -194,7 +194,7 @@ func (u *untarrer) create(h *tar.Header, body io.Reader, dir *os.File, name, bas
 	switch h.Typeflag {
 	case tar.TypeDir:
 		return u.directory(h, dir, name, base, opaque)
-	case tar.TypeReg, tar.TypeRegA, tar.TypeCont, tar.TypeGNUSparse: //nolint:staticcheck // old archives have TypeRegA
+	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse: // the reader makes TypeReg of what old archives have
 		return u.regular(h, body, dir, name, base)
 	case tar.TypeLink:
 		return u.hardLink(h, dir, base)

@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/compression"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 )
 
@@ -265,6 +266,58 @@ func TestWhiteouts(t *testing.T) {
 			t.Errorf("%s exists: %v", name, !want)
 		}
 	}
+}
+
+// TestImpliedDirectories: a layer that names only what is in a directory leaves
+// the directory as the layers below have it.
+func TestImpliedDirectories(t *testing.T) {
+	host := peer(t, nil)
+	layer := func(e ...ent) v1.Layer { return layerOf(t, compression.GZip, tarOf(t, e...)) }
+	base := layer(
+		ent{name: "tmp", typ: 'd', mode: 0o1777}, ent{name: "srv", typ: 'd', mode: 0o700, uid: 7},
+		ent{name: "srv/data", typ: 'd', mode: 0o770, uid: 8}, ent{name: "gone", typ: 'd', mode: 0o700}, ent{name: "usual", typ: 'd'},
+		ent{name: "later", typ: 'd', mode: 0o700}, ent{name: "opaque", typ: 'd', mode: 0o700}, ent{name: "hidden", typ: 'd', mode: 0o711}, ent{name: "hidden/in", typ: 'd', mode: 0o700},
+	)
+	push(t, host+"/app:v1", imageOf(t, base,
+		layer(ent{name: "tmp/x", body: "x"}, ent{name: "later/x", body: "x"}, ent{name: ".wh.gone"}, ent{name: "usual/x", body: "x"}, ent{name: "hidden", typ: 'd', mode: 0o750}, ent{name: "hidden/.wh..wh..opq"}),
+		layer(ent{name: "srv/data/x", body: "x"}, ent{name: "later", typ: 'd', mode: 0o750}, ent{name: "gone/x", body: "x"}, ent{name: "opaque/.wh..wh..opq"}, ent{name: "opaque/x", body: "x"}, ent{name: "hidden/in/x", body: "x"}),
+	))
+	push(t, host+"/usual:v1", imageOf(t, base, layer(ent{name: "usual/y", body: "y"}, ent{name: "new/y", body: "y"})))
+	s := newStore(t)
+	img := mustPull(t, s, host+"/app:v1")
+	root := mustMount(t, s, img, "c1")
+	for name, want := range map[string]struct{ mode, uid uint32 }{
+		"tmp": {0o1777, 0}, "srv": {0o700, 7}, "srv/data": {0o770, 8}, "gone": {0o755, 0}, "usual": {0o755, 0},
+		"later": {0o750, 0}, "opaque": {0o700, 0}, "hidden": {0o750, 0}, "hidden/in": {0o755, 0},
+	} {
+		var st unix.Stat_t
+		if err := unix.Lstat(filepath.Join(root, name), &st); err != nil || st.Mode&0o7777 != want.mode || st.Uid != want.uid {
+			t.Errorf("%s: mode %o, owner %d, %v; want %o, %d", name, st.Mode&0o7777, st.Uid, err, want.mode, want.uid)
+		}
+	}
+	for _, name := range []string{"tmp/x", "srv/data/x", "later/x", "gone/x", "opaque/x", "hidden/in/x", "usual/x"} {
+		if read(t, root, name) != "x" {
+			t.Errorf("%s is lost", name)
+		}
+	}
+	if n := len(s.cat.byID[img.ID].Layers); n != 4 {
+		t.Errorf("%d layers", n)
+	}
+	if n := len(s.cat.byID[mustPull(t, s, host+"/usual:v1").ID].Layers); n != 2 {
+		t.Errorf("an image that needs no repair has %d layers", n)
+	}
+	if again := mustPull(t, s, host+"/app:v1"); again.ID != img.ID {
+		t.Error("pulled again, it is another image")
+	}
+	if err := s.Unmount(t.Context(), "c1"); err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range s.List() {
+		if err := s.Remove(t.Context(), i.ID); err != nil {
+			t.Error(err)
+		}
+	}
+	nothingLeft(t, s)
 }
 
 // FuzzUntar: whatever an archive names, nothing outside the directory changes.
