@@ -313,10 +313,12 @@ func (c *conn) unwatch() {
 
 // handOver gives the connection, with what was read since the beginning of the
 // request, to the server for HTTP/2 and other odd cases.
-func (c *conn) handOver() {
+func (c *conn) handOver() { c.giveAway((*c.buf)[c.start:c.w]) }
+
+func (c *conn) giveAway(read []byte) {
 	c.due.Store(never)
 	c.g.warden.remove(c)
-	c.given = c.face.handoff.Give(c.s.Conn(), (*c.buf)[c.start:c.w])
+	c.given = c.face.handoff.Give(c.s.Conn(), read)
 }
 
 // reject answers a request with a refusal and ends the connection. The client

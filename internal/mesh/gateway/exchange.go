@@ -21,7 +21,11 @@ func (c *conn) exchange() bool {
 	if no != nil {
 		return c.refuse(no)
 	}
-	if c.odd(target.Revision) {
+	if c.req.upgrade && c.req.settings && fold(c.req.protocol, "h2c") && !c.req.bodied() {
+		c.switchToH2()
+		return false
+	}
+	if target.Revision.Protocol == routing.H2C && !c.req.upgrading() {
 		c.handOver()
 		return false
 	}
@@ -42,15 +46,6 @@ func (c *conn) exchange() bool {
 	c.ended = c.g.now()
 	c.g.Observe(target.Revision, x.status, c.ended-started)
 	return keep && !c.g.draining.Load()
-}
-
-// odd reports whether the request is one for the other server: its app speaks
-// HTTP/2, or the client would like to.
-func (c *conn) odd(r *routing.Revision) bool {
-	if c.req.upgrade && fold(c.req.protocol, "h2c") && c.req.settings && !c.req.bodied() {
-		return true
-	}
-	return r.Protocol == routing.H2C && !c.req.upgrading()
 }
 
 // match finds the target of the request.

@@ -79,7 +79,7 @@ func TestUpgradeToH2C(t *testing.T) {
 	w.serve("web", about)
 	c, in := w.talk()
 	settings := base64.RawURLEncoding.EncodeToString([]byte{0, 3, 0, 0, 0, 100})
-	fmt.Fprintf(c, "GET /up HTTP/1.1\r\nHost: web.example\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: %s\r\n\r\n", settings)
+	fmt.Fprintf(c, "GET /up HTTP/1.1\r\nHost: web.example\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: %s\r\nX-Big: %s\r\n\r\n", settings, strings.Repeat("big~", 10_000))
 	resp, err := http.ReadResponse(in, nil)
 	if err != nil || resp.StatusCode != 101 {
 		t.Fatal(resp, err)

@@ -501,7 +501,7 @@ func TestUpgrade(t *testing.T) {
 
 func TestRefusedUpgrade(t *testing.T) {
 	w := newWorld(t)
-	w.serve("web", http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) { http.Error(rw, "no", 403) }))
+	w.serve("web", http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) { http.Error(rw, "no", http.StatusForbidden) }))
 	c, in := w.talk()
 	for range 2 {
 		io.WriteString(c, "GET / HTTP/1.1\r\nHost: web.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")

@@ -16,9 +16,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/net/http2"
-	"golang.org/x/net/http2/h2c"
-
 	"github.com/sonagi/sonagi/internal/mesh/routing"
 	"github.com/sonagi/sonagi/internal/serving/breaker"
 	"github.com/sonagi/sonagi/internal/wire"
@@ -38,13 +35,8 @@ func (g *Gateway) newServer(f *face) *http.Server {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
-	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { g.serveSlow(f, w, r) })
 	return &http.Server{
-		// Besides, a client may ask by Upgrade for what prior knowledge gives.
-		Handler: h2c.NewHandler(handler, &http2.Server{
-			MaxConcurrentStreams: maxStreams, IdleTimeout: g.Times.Idle,
-			ReadIdleTimeout: pingAfter, PingTimeout: pingTimeout,
-		}),
+		Handler:           http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { g.serveSlow(f, w, r) }),
 		Protocols:         &protocols,
 		ReadHeaderTimeout: g.Times.Head,
 		IdleTimeout:       g.Times.Idle,
@@ -147,6 +139,7 @@ type slow struct {
 	lease    breaker.Lease
 	status   int
 
+	proxy  *httputil.ReverseProxy
 	cancel context.CancelCauseFunc
 	start  *time.Timer // until the answer begins
 	idle   *time.Timer // until the app writes again
@@ -184,12 +177,12 @@ func (s *slow) serve(w http.ResponseWriter, r *http.Request) {
 			s.g.Pods.Release(s.lease)
 		}
 	}()
-	proxy := httputil.ReverseProxy{
+	s.proxy = &httputil.ReverseProxy{
 		Rewrite: s.rewrite, Transport: s, FlushInterval: -1,
 		ModifyResponse: s.heard, ErrorHandler: s.failed, BufferPool: buffers{s.g.large},
 		ErrorLog: slog.NewLogLogger(s.g.logHandler(), slog.LevelDebug),
 	}
-	proxy.ServeHTTP(w, r.WithContext(ctx))
+	s.proxy.ServeHTTP(w, r.WithContext(ctx))
 }
 
 // why makes a context's end what it was meant to say.
@@ -284,6 +277,11 @@ type heldError struct{ error }
 
 func (s *slow) heard(resp *http.Response) error {
 	s.status = resp.StatusCode
+	if resp.ContentLength == 0 {
+		// There is nothing to flush but the head, which then must not go out
+		// by itself: gRPC has its failures be the head and the end in one.
+		s.proxy.FlushInterval = 0
+	}
 	if len(resp.Trailer) > 0 {
 		// HTTP/1.1 has a place for trailers only behind chunks.
 		resp.Header.Del("Content-Length")
