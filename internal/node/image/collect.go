@@ -48,45 +48,44 @@ func (s *Store) remove(ref string) (freed int64, err error) {
 		return 0, ErrNotPresent
 	}
 	name, err := ParseRef(ref)
-	if err == nil && s.cat.byRef[name.String()] == r.ID && len(r.Tags()) > 1 && name.digest == "" {
+	if err == nil && name.digest == "" && s.cat.byRef[name.String()] == r.ID && len(r.Tags()) > 1 {
 		s.cat.drop(name.String())
-		err = s.cat.save()
 		s.mu.Unlock()
-		return 0, err
+		return 0, s.save()
 	}
-	spare, orphans, err := s.strike(r)
-	s.mu.Unlock()
-	if err != nil {
-		return 0, err
-	}
-	return s.sweep(spare, orphans)
-}
-
-// strike takes an image out of the catalog and its orphaned layers out of the
-// layers; the caller holds s.mu, and sweeps afterwards.
-func (s *Store) strike(r *record) (spare string, orphans []string, err error) {
 	for key, m := range s.mounts {
 		if m.Image == r.ID {
-			return "", nil, fmt.Errorf("%w by %s", ErrInUse, strings.TrimPrefix(key, "@"))
+			s.mu.Unlock()
+			return 0, fmt.Errorf("%w by %s", ErrInUse, strings.TrimPrefix(key, "@"))
 		}
 	}
 	s.cat.remove(r.ID)
-	if err := s.cat.save(); err != nil {
-		s.cat.put(r)
-		return "", nil, err
+	spare := s.takeSpare(r.ID)
+	s.mu.Unlock()
+	// The list on the disk first: it must not name layers that have gone.
+	if err := s.save(); err != nil {
+		return 0, err
 	}
+	orphans, err := s.orphan(r.Layers)
+	freed, sweepErr := s.sweep(spare, orphans)
+	return freed, errors.Join(err, sweepErr)
+}
+
+// orphan moves those of some layers that nothing needs out of sight.
+func (s *Store) orphan(layers []string) (aside []string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	use := s.cat.layersInUse()
-	for _, d := range r.Layers {
+	for _, d := range layers {
 		if use[d] {
 			continue
 		}
-		aside, err := s.setAside(d)
-		if err != nil {
-			return s.takeSpare(r.ID), orphans, err
+		dir, asideErr := s.setAside(d)
+		if err = errors.Join(err, asideErr); asideErr == nil {
+			aside = append(aside, dir)
 		}
-		orphans = append(orphans, aside)
 	}
-	return s.takeSpare(r.ID), orphans, nil
+	return aside, err
 }
 
 // setAside moves a layer out of sight, which is quick, so that it can be
@@ -122,7 +121,7 @@ func (s *Store) sweep(spare string, orphans []string) (freed int64, err error) {
 // while the disk is too full, the longest unused.
 func (s *Store) Collect(ctx context.Context, o CollectOptions) (Collected, error) {
 	var done Collected
-	if err := s.removeOrphans(orphanAge); err != nil {
+	if err := errors.Join(s.saveUse(), s.removeOrphans(orphanAge)); err != nil {
 		return done, err
 	}
 	now := time.Now()
@@ -193,20 +192,13 @@ func (s *Store) removeOrphans(age time.Duration) error {
 	if err != nil {
 		return err
 	}
-	var aside []string
-	s.mu.Lock()
-	use := s.cat.layersInUse()
+	var old []string
 	for _, e := range entries {
-		info, statErr := e.Info()
-		if use[sha256Prefix+e.Name()] || statErr != nil || time.Since(info.ModTime()) < age {
-			continue
-		}
-		dir, asideErr := s.setAside(sha256Prefix + e.Name())
-		if err = errors.Join(err, asideErr); asideErr == nil {
-			aside = append(aside, dir)
+		if info, err := e.Info(); err == nil && time.Since(info.ModTime()) >= age {
+			old = append(old, sha256Prefix+e.Name())
 		}
 	}
-	s.mu.Unlock()
+	aside, err := s.orphan(old)
 	_, sweepErr := s.sweep("", aside)
 	return errors.Join(err, sweepErr)
 }

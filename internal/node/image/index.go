@@ -23,7 +23,6 @@ type record struct {
 
 // catalog is what the store knows; the caller holds Store.mu.
 type catalog struct {
-	path   string
 	byID   map[string]*record
 	byRef  map[string]string // full name -> ID
 	leased map[string]int    // layers that a pull under way needs
@@ -38,7 +37,7 @@ type catalogFile struct {
 }
 
 func openCatalog(path string) (*catalog, error) {
-	c := &catalog{path: path, byID: map[string]*record{}, byRef: map[string]string{}, leased: map[string]int{}}
+	c := &catalog{byID: map[string]*record{}, byRef: map[string]string{}, leased: map[string]int{}}
 	b, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return c, nil
@@ -69,18 +68,41 @@ func (c *catalog) put(r *record) {
 	}
 }
 
-// save writes the catalog beside the old one and puts it in its place.
-func (c *catalog) save() error {
+func (c *catalog) encode() ([]byte, error) {
 	f := catalogFile{Version: catalogVersion}
 	for _, r := range c.byID {
 		f.Images = append(f.Images, r)
 	}
 	slices.SortFunc(f.Images, func(a, b *record) int { return strings.Compare(a.ID, b.ID) })
-	b, err := json.Marshal(f)
+	return json.Marshal(f)
+}
+
+func (s *Store) catalogPath() string { return filepath.Join(s.opts.Dir, "images.json") }
+
+// save writes the catalog to the disk. The caller does not hold s.mu: a
+// container that starts must not wait for the disk because an image arrives.
+func (s *Store) save() error {
+	s.saving.Lock() // so that what is written last is what was true last
+	defer s.saving.Unlock()
+	s.mu.Lock()
+	b, err := s.cat.encode()
+	s.unsaved = false
+	s.mu.Unlock()
 	if err != nil {
 		return err
 	}
-	return writeFile(c.path, b)
+	return writeFile(s.catalogPath(), b)
+}
+
+// saveUse writes down when images were last used, if that has changed.
+func (s *Store) saveUse() error {
+	s.mu.Lock()
+	unsaved := s.unsaved
+	s.mu.Unlock()
+	if !unsaved {
+		return nil
+	}
+	return s.save()
 }
 
 // writeFile replaces a file so that after a crash it is the old one or the new.

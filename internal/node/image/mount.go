@@ -95,7 +95,7 @@ func (s *Store) reserve(id, key string) (m Mounted, layers []string, spare strin
 	if r == nil {
 		return m, nil, "", ErrNotPresent
 	}
-	r.Used = time.Now()
+	r.Used, s.unsaved = time.Now(), true
 	m = mountedAt(s.mountDir(mountsDir, key, id), key, id)
 	s.mounts[key], s.busy[key] = m, true
 	return m, s.lowerDirs(r), s.takeSpare(id), nil

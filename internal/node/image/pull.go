@@ -249,14 +249,11 @@ func (s *Store) enter(r resolved, layers, refs []string) (Image, error) {
 		}
 		img.Size += u.Bytes
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.ended.Err() != nil {
 		return Image{}, ErrClosed
 	}
-	rec := s.cat.add(img, r.manifest, refs)
-	if err := s.cat.save(); err != nil {
-		return Image{}, err
-	}
-	return rec.copy(), nil
+	s.mu.Lock()
+	now := s.cat.add(img, r.manifest, refs).copy()
+	s.mu.Unlock()
+	return now, s.save()
 }

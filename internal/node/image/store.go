@@ -85,8 +85,11 @@ type Store struct {
 	end   context.CancelFunc
 	close func() error
 
-	mu         sync.Mutex
+	saving sync.Mutex // held while the catalog is written; taken before mu
+
+	mu         sync.Mutex // never held while waiting for the disk or the network
 	cat        *catalog
+	unsaved    bool // the catalog has younger times of use than the disk
 	mounts     map[string]Mounted
 	busy       map[string]bool   // keys that are being mounted or unmounted
 	spares     map[string]string // image ID -> directory
@@ -123,7 +126,7 @@ func (s *Store) open() (err error) {
 	if s.lock, err = takeLock(filepath.Join(s.opts.Dir, "lock")); err != nil {
 		return err
 	}
-	if s.cat, err = openCatalog(filepath.Join(s.opts.Dir, "images.json")); err != nil {
+	if s.cat, err = openCatalog(s.catalogPath()); err != nil {
 		return err
 	}
 	if err := s.dropTorn(); err != nil {
@@ -160,7 +163,7 @@ func (s *Store) dropTorn() error {
 	if !torn {
 		return nil
 	}
-	return s.cat.save()
+	return s.save()
 }
 
 func (s *Store) tmpDir() string { return filepath.Join(s.opts.Dir, "tmp") }
@@ -181,13 +184,14 @@ func (s *Store) shut() error {
 	for range cap(s.slots) {
 		s.slots <- struct{}{} // until no layer is being unpacked
 	}
-	var err error
+	err := s.saveUse()
 	s.mu.Lock()
-	if s.spares != nil {
-		s.spares = map[string]string{}
-		err = s.clearSpares()
-	}
+	opened := s.spares != nil
+	s.spares = map[string]string{}
 	s.mu.Unlock()
+	if opened {
+		err = errors.Join(err, s.clearSpares())
+	}
 	s.secure.CloseIdleConnections()
 	s.anyCertificate.CloseIdleConnections()
 	if s.lock != nil {
