@@ -180,6 +180,31 @@ func TestAdoption(t *testing.T) {
 	}
 }
 
+func TestCheck(t *testing.T) {
+	dir := t.TempDir()
+	if err := Check(dir); err != nil {
+		t.Errorf("a usual directory: %v", err)
+	}
+	if left, _ := os.ReadDir(dir); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+	if err := Check("/none/such"); !errors.Is(err, ErrUnfit) || !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("got %v", err)
+	}
+	if err := Check("/proc"); !errors.Is(err, ErrUnfit) {
+		t.Errorf("got %v", err)
+	}
+	// A data directory inside a container's own root.
+	host := peer(t, nil)
+	push(t, host+"/app:v1", simpleImage(t, ent{name: "a", body: "layer"}))
+	s := newStore(t)
+	if err := Check(mustMount(t, s, mustPull(t, s, host+"/app:v1"), "c1")); !errors.Is(err, ErrUnfit) {
+		t.Errorf("overlayfs on overlayfs: %v", err)
+	} else {
+		t.Log(err)
+	}
+}
+
 func TestPurge(t *testing.T) {
 	host := peer(t, nil)
 	push(t, host+"/app:v1", simpleImage(t, ent{name: "a", body: "layer"}))
