@@ -104,18 +104,20 @@ func (a *Activator) need(h *hall) {
 	defer h.mu.Unlock()
 	if !h.poking {
 		h.poking = true
-		a.press(h, 0, load.PatientFor)
+		a.press(h, 0)
 	}
 }
 
-// press pokes, and comes back after a while to see whether that has helped.
-func (a *Activator) press(h *hall, waited, patience time.Duration) {
+// press pokes, some time after the need began, and comes back when as much
+// time has passed once more to see whether that has helped.
+func (a *Activator) press(h *hall, since time.Duration) {
 	state := h.State(a.now())
 	a.poke(load.Poke{
 		Revision: load.Revision(h.name),
 		InFlight: int64(max(1, state.InFlight)),
-		Waited:   max(waited, state.Waited),
+		Waited:   state.Waited,
 	})
+	patience := min(max(load.PatientFor, since), maxPatience)
 	time.AfterFunc(patience, func() {
 		h.mu.Lock()
 		defer h.mu.Unlock()
@@ -123,7 +125,7 @@ func (a *Activator) press(h *hall, waited, patience time.Duration) {
 			h.poking = false
 			return
 		}
-		a.press(h, patience, min(2*patience, maxPatience))
+		a.press(h, since+patience)
 	})
 }
 
