@@ -87,7 +87,7 @@ func (s Settings) serving(cfg *rest.Config, settings *systemConfigMaps, log *slo
 				return err
 			}
 			err = servingcontrol.Setup(manager, servingcontrol.Options{
-				ClusterDomain: s.ClusterDomain, Programmed: s.programmed, Aliases: s.registryAliases(), Log: log,
+				ClusterDomain: s.ClusterDomain, ExternalPort: s.GatewayPort, Programmed: s.programmed, Aliases: s.registryAliases(), Log: log,
 			})
 			if err != nil {
 				return err

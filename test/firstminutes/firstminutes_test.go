@@ -42,7 +42,7 @@ func wantBody(t *testing.T, host, want string) {
 }
 
 func TestSampleAnswers(t *testing.T) {
-	wantAll(t, p.Output(), "http://hello.default.sonagi.localhost", "Try next")
+	wantAll(t, p.Output(), p.ServiceURL("hello", "default"), "Try next")
 	wantBody(t, p.Host("hello", "default"), "Hello Openshift!")
 }
 
@@ -55,7 +55,7 @@ func TestKn(t *testing.T) {
 	}
 	host := p.Host("web", "default")
 	wantAll(t, kn("service", "create", "web", "--image", p.Registry+"/hello", "--env", "RESPONSE=hi"),
-		"Creating service 'web' in namespace 'default'", "Service 'web' created to latest revision 'web-00001' is available at URL", "http://"+host)
+		"Creating service 'web' in namespace 'default'", "Service 'web' created to latest revision 'web-00001' is available at URL", p.ServiceURL("web", "default"))
 	wantBody(t, host, "hi")
 	wantAll(t, kn("service", "list"), "NAME", "URL", "LATEST", "READY", "web-00001", "3 OK / 3", "True")
 	wantAll(t, kn("service", "describe", "web"), "Name:       web", "Namespace:  default", "100%", "web-00001", "++ Ready", "++ ConfigurationsReady", "++ RoutesReady")

@@ -198,6 +198,11 @@ func (p *Platform) Host(service, namespace string) string {
 	return service + "." + namespace + "." + p.Domain
 }
 
+// ServiceURL is the URL of a service, as its status says.
+func (p *Platform) ServiceURL(service, namespace string) string {
+	return fmt.Sprintf("http://%s:%d", p.Host(service, namespace), p.GatewayPort)
+}
+
 // Get asks a service through the gateway and returns status and body.
 func (p *Platform) Get(ctx context.Context, host, path string) (int, string, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.URL()+path, nil)

@@ -29,6 +29,9 @@ import (
 type Options struct {
 	// ClusterDomain is cluster.local unless set.
 	ClusterDomain string
+	// ExternalPort is where the gateway takes traffic from outside. URLs name it unless it is
+	// 80 or not known, so that what is shown can be used as it is.
+	ExternalPort uint16
 	// Programmed returns once the gateway serves a Route as its status of at least this
 	// resource version says. Nil means that it does so at once.
 	Programmed func(ctx context.Context, route Programming) error

@@ -5,7 +5,9 @@ package control
 import (
 	"context"
 	"fmt"
+	"net"
 	"slices"
+	"strconv"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -27,6 +29,9 @@ type host struct {
 	name string // of the placeholder
 	url  *apis.URL
 }
+
+// defaultPort is the one that a URL need not name.
+const defaultPort = 80
 
 func (h *hosts) url(tag string) *apis.URL { return h.byTag[tag].url }
 
@@ -62,6 +67,9 @@ func (r routes) hosts(ctx context.Context, route *servingv1.Route, s *desired.Se
 		scheme := "http"
 		if !local {
 			scheme = s.Network.DefaultExternalScheme
+		}
+		if port := r.options.ExternalPort; !local && port != 0 && port != defaultPort {
+			full = net.JoinHostPort(full, strconv.Itoa(int(port)))
 		}
 		h.byTag[tag] = host{name: name, url: &apis.URL{Scheme: scheme, Host: full}}
 	}
