@@ -72,6 +72,11 @@ func (n *next) ephemeral() {
 
 // initContainers reports whether the app containers may run.
 func (n *next) initContainers(initialized bool) bool {
+	if !initialized && n.initFailed() {
+		n.out.Failed = true
+		n.stopAll()
+		return false
+	}
 	over := initialized && n.appsOver()
 	for i := range n.pod.Spec.InitContainers {
 		c := &n.pod.Spec.InitContainers[i]
@@ -87,15 +92,20 @@ func (n *next) initContainers(initialized bool) bool {
 		}
 		switch {
 		case s.Busy || s.Phase == Starting || s.Phase == Running:
-		case s.Phase == Exited && !ShouldRestart(n.pod, Init, c, s.ExitCode):
-			n.out.Failed = true
-			n.stopAll()
 		default:
 			n.start(c.Name, s)
 		}
 		return false
 	}
 	return true
+}
+
+// initFailed reports whether an init container has failed for good.
+func (n *next) initFailed() bool {
+	return slices.ContainsFunc(n.pod.Spec.InitContainers, func(c corev1.Container) bool {
+		s := n.seen[c.Name]
+		return !IsSidecar(&c) && !s.Busy && s.Phase == Exited && s.ExitCode != 0 && !ShouldRestart(n.pod, Init, &c, s.ExitCode)
+	})
 }
 
 // sidecar keeps one sidecar running and reports whether it has started.

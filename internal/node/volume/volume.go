@@ -188,16 +188,6 @@ func (v *Pod) inMemory(name string) error {
 	return nil
 }
 
-// NeedsAPI reports whether Fill has anything to ask for.
-func NeedsAPI(p *corev1.Pod) bool {
-	for i := range p.Spec.Volumes {
-		if p.Spec.Volumes[i].EmptyDir == nil {
-			return true
-		}
-	}
-	return false
-}
-
 // Fill fills the volumes, all at the same time, and brings those up to date
 // that are full. It returns when to call again for the sake of tokens; zero:
 // no time is set.
