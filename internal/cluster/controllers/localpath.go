@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
@@ -314,7 +313,7 @@ func (p *localPath) removeDirectory(volume *corev1.PersistentVolume) error {
 	if filepath.Dir(path) != filepath.Clean(p.dir) || !strings.HasPrefix(filepath.Base(path), volume.Name+"_") {
 		return fmt.Errorf("will not remove %s: it is not a directory of %s", path, p.dir)
 	}
-	if err := os.RemoveAll(path); err != nil && err != syscall.ENOENT {
+	if err := os.RemoveAll(path); err != nil {
 		return fmt.Errorf("remove directory of volume: %w", err)
 	}
 	return nil
