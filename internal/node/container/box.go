@@ -33,6 +33,7 @@ type box struct {
 	stdio   *stdio
 	oom     uint64        // OOM kills seen before the start
 	killed  bool          // by us
+	gone    bool          // removed: nothing is saved any more
 	ended   chan struct{} // closed when it has exited and its end is recorded
 }
 
@@ -464,8 +465,11 @@ func openGate(gate *os.File) error {
 	}
 	defer unix.Close(fd)
 	for deadline := time.Now().Add(maxGate); time.Now().Before(deadline); {
-		_, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(maxGate.Milliseconds()))
-		if err != nil && err != unix.EINTR {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(maxGate.Milliseconds()))
+		if err == unix.EINTR || err == nil && n == 0 {
+			continue // as long as the process has not come, a read would say that it has gone
+		}
+		if err != nil {
 			return fmt.Errorf("gate: %w", err)
 		}
 		if n, err := unix.Read(fd, make([]byte, 1)); n == 1 {
@@ -604,6 +608,9 @@ func (b *box) remove() error {
 	if b.gate != nil {
 		_ = b.gate.Close()
 	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.gone = true
 	return os.RemoveAll(b.dir)
 }
 
@@ -615,6 +622,9 @@ func (b *box) status() Status {
 
 // save writes the record, whole or not at all.
 func (b *box) save() error {
+	if b.gone {
+		return nil
+	}
 	body, err := json.Marshal(b.record)
 	if err != nil {
 		return fmt.Errorf("encode state: %w", err)

@@ -83,7 +83,7 @@ type server struct {
 	mu       sync.Mutex
 	boxes    map[string]*box
 	watchers map[chan Event]bool
-	stop     chan struct{} // closed when no more calls are taken
+	listener *net.UnixListener
 	bye      chan struct{} // closed when the last one is answered
 	end      sync.Once
 }
@@ -123,7 +123,7 @@ func serve(dir, socket string) error {
 	if err := s.host.nursery.fill(); err != nil {
 		s.host.log.Warn("no process made ahead", "error", err)
 	}
-	go func() { <-s.stop; _ = listener.Close() }()
+	s.listener = listener
 	if err := s.accept(listener); err != nil {
 		return err
 	}
@@ -166,7 +166,7 @@ func newServer(dir string) (*server, error) {
 	if err := os.MkdirAll(stage, 0o700); err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
-	s := &server{version: os.Getenv(versionVariable), sealed: sealed, boxes: map[string]*box{}, watchers: map[chan Event]bool{}, stop: make(chan struct{}), bye: make(chan struct{})}
+	s := &server{version: os.Getenv(versionVariable), sealed: sealed, boxes: map[string]*box{}, watchers: map[chan Event]bool{}, bye: make(chan struct{})}
 	s.host = &host{
 		dir: filepath.Join(dir, "boxes"), log: slog.Default(), groups: groups, buffers: newBuffers(), tell: s.tell,
 		initLog: os.Stderr, stageRoot: stage,
@@ -323,16 +323,10 @@ func (s *server) do(r *request) (reply, error) {
 	return reply{}, fmt.Errorf("unknown operation %q", r.Op)
 }
 
-// refuse takes no calls any more.
+// refuse takes no calls any more. Nobody finds the socket when it returns.
 func (s *server) refuse() {
 	s.host.nursery.empty()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	select {
-	case <-s.stop:
-	default:
-		close(s.stop)
-	}
+	_ = s.listener.Close()
 }
 
 // streams does what concerns the standard streams.
