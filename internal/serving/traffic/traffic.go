@@ -91,7 +91,7 @@ func Assign(service string, targets []Target, known Known) ([]Share, *Fault) {
 }
 
 func resolve(service string, t Target, known Known) (Share, *Fault) {
-	share := Share{Tag: t.Tag, Revision: t.Revision, Configuration: t.Configuration, Latest: t.Latest, Percent: t.Percent}
+	share := Share(t)
 	if t.Revision == "" {
 		c, ok := known.Configuration(t.Configuration)
 		switch {

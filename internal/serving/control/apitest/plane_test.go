@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package control
+// Package apitest runs the serving reconcilers against a real control plane. It is apart from
+// them because it links all of it.
+package apitest
 
 import (
 	"bufio"
@@ -36,7 +38,10 @@ import (
 	"github.com/sonagi/sonagi/internal/kube"
 	"github.com/sonagi/sonagi/internal/run"
 	"github.com/sonagi/sonagi/internal/serving/autoscaler"
+	servingcontrol "github.com/sonagi/sonagi/internal/serving/control"
 )
+
+const settingsNamespace = "knative-serving"
 
 // The control plane may end its process, so it runs in a child: this test binary again.
 const (
@@ -144,9 +149,7 @@ func runServing(ctx context.Context, files *pki.Files, log *slog.Logger, setting
 		return err
 	}
 	settings.set(m.GetCache())
-	if err := Setup(m, Options{Log: log, ResolveDigest: fakeRegistry, Programmed: func(ctx context.Context, _ Programming) error {
-		return nil
-	}}); err != nil {
+	if err := servingcontrol.Setup(m, servingcontrol.Options{Log: log, ResolveDigest: fakeRegistry}); err != nil {
 		return err
 	}
 	writer, err := client.New(cfg, client.Options{Scheme: m.GetScheme(), Mapper: m.GetRESTMapper(), Cache: &client.CacheOptions{Reader: m.GetCache()}})
@@ -167,7 +170,7 @@ func runServing(ctx context.Context, files *pki.Files, log *slog.Logger, setting
 }
 
 // fakeRegistry knows all images but those called missing.
-func fakeRegistry(_ context.Context, image Image) (string, error) {
+func fakeRegistry(_ context.Context, image servingcontrol.Image) (string, error) {
 	if strings.Contains(image.Reference, "missing") {
 		return "", fmt.Errorf("HEAD https://registry.test/v2/%s: unexpected status code 404 Not Found", image.Reference)
 	}
@@ -190,8 +193,8 @@ func (s *settingsCache) get(name string) *corev1.ConfigMap {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	cm, err := known[corev1.ConfigMap](ctx, r, settingsNamespace, name)
-	if err != nil {
+	cm := &corev1.ConfigMap{}
+	if r.Get(ctx, client.ObjectKey{Namespace: settingsNamespace, Name: name}, cm) != nil {
 		return nil
 	}
 	return cm
