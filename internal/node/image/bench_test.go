@@ -113,11 +113,12 @@ func BenchmarkMount(b *testing.B) {
 					b.StopTimer()
 					if !spare {
 						s.mu.Lock()
-						dir := s.takeSpare(img.ID)
-						s.mu.Unlock()
-						if dir != "" {
-							s.clearMount(dir)
+						var dirs []string
+						for dir := s.takeSpare(img.ID); dir != ""; dir = s.takeSpare(img.ID) {
+							dirs = append(dirs, dir)
 						}
+						s.mu.Unlock()
+						s.sweep(dirs, nil)
 					} else if err := s.makeSpare(img.ID); err != nil {
 						b.Fatal(err)
 					}

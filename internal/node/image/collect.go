@@ -60,14 +60,17 @@ func (s *Store) remove(ref string) (freed int64, err error) {
 		}
 	}
 	s.cat.remove(r.ID)
-	spare := s.takeSpare(r.ID)
+	var spares []string
+	for dir := s.takeSpare(r.ID); dir != ""; dir = s.takeSpare(r.ID) {
+		spares = append(spares, dir)
+	}
 	s.mu.Unlock()
 	// The list on the disk first: it must not name layers that have gone.
 	if err := s.save(); err != nil {
 		return 0, err
 	}
 	orphans, err := s.orphan(r.Layers)
-	freed, sweepErr := s.sweep(spare, orphans)
+	freed, sweepErr := s.sweep(spares, orphans)
 	return freed, errors.Join(err, sweepErr)
 }
 
@@ -102,9 +105,9 @@ func (s *Store) setAside(diffID string) (string, error) {
 	return dir, err
 }
 
-func (s *Store) sweep(spare string, orphans []string) (freed int64, err error) {
-	if spare != "" {
-		err = s.clearMount(spare)
+func (s *Store) sweep(spares, orphans []string) (freed int64, err error) {
+	for _, dir := range spares {
+		err = errors.Join(err, s.clearMount(dir))
 	}
 	for _, dir := range orphans {
 		u, _ := DiskUsage(context.Background(), dir)
@@ -199,6 +202,6 @@ func (s *Store) removeOrphans(age time.Duration) error {
 		}
 	}
 	aside, err := s.orphan(old)
-	_, sweepErr := s.sweep("", aside)
+	_, sweepErr := s.sweep(nil, aside)
 	return errors.Join(err, sweepErr)
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -31,12 +32,17 @@ type Mounted struct {
 // is mounted; upper, what was written; work, which overlayfs needs.
 //
 // A spare is a root file system that is mounted before anybody asks: to become
-// a container's, its directory is renamed, mount and all. One is made when a
-// container of the image goes, because the next will come when a request waits.
+// a container's, its directory is renamed, mount and all. One is made when an
+// image arrives and when a container of it goes, because the next will come
+// when a request waits. Making directories takes half a millisecond, and many
+// when the disk's journal is busy; a rename takes a tenth of one.
 const (
 	mountsDir = "mounts"
 	sparesDir = "spares"
-	maxSpares = 32
+
+	sparesOfOne = 32 // as many containers of an image that start at once
+	sparesOfAll = 128
+	sparesFirst = 8 // images that have one from the start
 )
 
 // validKey keeps keys inside the directory, and apart from the image's name.
@@ -59,16 +65,16 @@ func (s *Store) Mount(ctx context.Context, img Image, key string) (rootfs, upper
 	if err := ctx.Err(); err != nil {
 		return "", "", context.Cause(ctx)
 	}
-	m, layers, spare, err := s.reserve(img.ID, key)
+	m, r, spare, err := s.reserve(img.ID, key)
 	if err != nil {
 		return "", "", fmt.Errorf("mounting %s: %w", img.ID, err)
 	}
-	if layers == nil { // mounted before
+	if r == nil { // mounted before
 		return m.Rootfs, m.Upper, nil
 	}
 	dir := filepath.Dir(m.Rootfs)
 	if spare == "" || os.Rename(spare, dir) != nil {
-		err = mountLayers(dir, layers)
+		err = mountLayers(dir, s.lowerDirs(r))
 	}
 	if err != nil {
 		err = fmt.Errorf("mounting %s: %w", img.ID, errors.Join(err, s.clearMount(dir)))
@@ -78,8 +84,8 @@ func (s *Store) Mount(ctx context.Context, img Image, key string) (rootfs, upper
 }
 
 // reserve enters a mount, so that from here on its image stays, and tells what
-// to mount. No layers means that it is mounted already.
-func (s *Store) reserve(id, key string) (m Mounted, layers []string, spare string, err error) {
+// to mount. No record means that it is mounted already.
+func (s *Store) reserve(id, key string) (m Mounted, r *record, spare string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.busy[key] {
@@ -91,17 +97,17 @@ func (s *Store) reserve(id, key string) (m Mounted, layers []string, spare strin
 		}
 		return m, nil, "", nil
 	}
-	r := s.cat.byID[id]
-	if r == nil {
+	if r = s.cat.byID[id]; r == nil {
 		return m, nil, "", ErrNotPresent
 	}
 	r.Used, s.unsaved = time.Now(), true
 	m = mountedAt(s.mountDir(mountsDir, key, id), key, id)
 	s.mounts[key], s.busy[key] = m, true
-	return m, s.lowerDirs(r), s.takeSpare(id), nil
+	return m, r, s.takeSpare(id), nil
 }
 
-// lowerDirs are the directories to stack, the highest first.
+// lowerDirs are the directories to stack, the highest first. The layers of a
+// record do not change.
 func (s *Store) lowerDirs(r *record) []string {
 	var dirs []string
 	for _, d := range slices.Backward(r.Layers) {
@@ -277,39 +283,72 @@ func unmount(path string) error {
 
 // takeSpare gives a spare away; the caller holds s.mu.
 func (s *Store) takeSpare(id string) string {
-	dir := s.spares[id]
-	delete(s.spares, id)
+	n := len(s.spares[id])
+	if n == 0 {
+		return ""
+	}
+	dir := s.spares[id][n-1]
+	if s.spares[id] = s.spares[id][:n-1]; n == 1 {
+		delete(s.spares, id)
+	}
+	s.spareCount--
 	return dir
 }
 
-// makeSpare mounts a root file system ahead of need, unless there is one. The
-// image is entered as mounted meanwhile, so that it stays.
+// makeSpare mounts a root file system ahead of need, unless there are enough.
+// The image is entered as mounted meanwhile, so that it stays.
 func (s *Store) makeSpare(id string) error {
 	s.mu.Lock()
 	r := s.cat.byID[id]
-	if r == nil || s.spares[id] != "" || len(s.spares) >= maxSpares || s.ended.Err() != nil {
+	if r == nil || len(s.spares[id]) >= sparesOfOne || s.spareCount >= sparesOfAll || s.ended.Err() != nil {
 		s.mu.Unlock()
 		return nil
 	}
-	dir := s.mountDir(sparesDir, fmt.Sprintf("spare%d", s.spareCount), id)
-	s.spareCount++
+	s.spareNumber++
+	dir := s.mountDir(sparesDir, fmt.Sprintf("spare%d", s.spareNumber), id)
 	key := "@" + dir // not a valid key
 	s.mounts[key] = Mounted{Key: key, Image: id}
-	layers := s.lowerDirs(r)
 	s.mu.Unlock()
 
-	err := mountLayers(dir, layers)
+	err := mountLayers(dir, s.lowerDirs(r))
 	s.mu.Lock()
 	delete(s.mounts, key)
-	keep := err == nil && s.spares[id] == "" && s.ended.Err() == nil
+	keep := err == nil && s.ended.Err() == nil
 	if keep {
-		s.spares[id] = dir
+		s.keepSpare(id, dir)
 	}
 	s.mu.Unlock()
 	if keep {
 		return nil
 	}
 	return errors.Join(err, s.clearMount(dir))
+}
+
+func (s *Store) keepSpare(id, dir string) {
+	s.spares[id] = append(s.spares[id], dir)
+	s.spareCount++
+}
+
+// firstSpare is makeSpare for an image that has none.
+func (s *Store) firstSpare(id string) error {
+	s.mu.Lock()
+	has := len(s.spares[id]) > 0
+	s.mu.Unlock()
+	if has {
+		return nil
+	}
+	return s.makeSpare(id)
+}
+
+// firstSpares makes one for each of the images that were used last.
+func (s *Store) firstSpares() {
+	all := s.List()
+	slices.SortFunc(all, func(a, b Image) int { return b.Used.Compare(a.Used) })
+	for _, img := range all[:min(len(all), sparesFirst)] {
+		if err := s.firstSpare(img.ID); err != nil {
+			slog.Warn("mounting an image ahead of need", "image", img.ID, "err", err)
+		}
+	}
 }
 
 // Mounts lists the root file systems that are mounted.
@@ -329,7 +368,7 @@ func (s *Store) Mounts() []Mounted {
 // adoptMounts takes over what an earlier process mounted and removes what is
 // no longer mounted, as after the machine was restarted.
 func (s *Store) adoptMounts() error {
-	s.mounts, s.spares, s.busy = map[string]Mounted{}, map[string]string{}, map[string]bool{}
+	s.mounts, s.spares, s.busy = map[string]Mounted{}, map[string][]string{}, map[string]bool{}
 	dirs, err := s.mountDirs(mountsDir)
 	if err != nil {
 		return err
@@ -347,8 +386,8 @@ func (s *Store) adoptMounts() error {
 	return errors.Join(err, s.clearSpares())
 }
 
-// clearSpares removes all spares: those of a process that was killed may be
-// half made.
+// clearSpares removes all spares; of those of a process that was killed nobody
+// knows whether their number is still right.
 func (s *Store) clearSpares() error {
 	dirs, err := s.mountDirs(sparesDir)
 	for _, dir := range dirs {

@@ -62,17 +62,13 @@ func TestMount(t *testing.T) {
 func TestSpare(t *testing.T) {
 	host := peer(t, nil)
 	push(t, host+"/app:v1", simpleImage(t, ent{name: "a", body: "layer"}))
-	s := newStore(t)
+	s := openStore(t, t.TempDir())
 	img := mustPull(t, s, host+"/app:v1")
-	mustMount(t, s, img, "c1")
-	if err := s.Unmount(t.Context(), "c1"); err != nil {
-		t.Fatal(err)
-	}
-	if len(s.spares) != 1 {
-		t.Fatalf("%d spares", len(s.spares))
+	if n := len(s.spares[img.ID]); n != 1 {
+		t.Fatalf("%d spares after a pull", n)
 	}
 	root := mustMount(t, s, img, "c2")
-	if len(s.spares) != 0 || read(t, root, "a") != "layer" || !isMountpoint(root) {
+	if n := len(s.spares[img.ID]); n != 0 || read(t, root, "a") != "layer" || !isMountpoint(root) {
 		t.Error("the spare was not used")
 	}
 	if err := os.WriteFile(filepath.Join(root, "new"), nil, 0o644); err != nil {
@@ -81,13 +77,28 @@ func TestSpare(t *testing.T) {
 	if !exists(s.Mounts()[0].Upper, "new") {
 		t.Error("what is written is not in upper")
 	}
-	if err := s.Unmount(t.Context(), "c2"); err != nil {
-		t.Fatal(err)
+	for i := range sparesOfOne + 3 {
+		mustMount(t, s, img, fmt.Sprint("more", i))
+	}
+	for _, m := range s.Mounts() {
+		if err := s.Unmount(t.Context(), m.Key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := len(s.spares[img.ID]); n != sparesOfOne || s.spareCount != n {
+		t.Errorf("%d spares, counted %d", n, s.spareCount)
+	}
+	s.lock.Close()
+	s = openStore(t, s.opts.Dir) // after a kill
+	defer closeStore(t, s)
+	s.work.Wait()
+	if n := len(s.spares[img.ID]); n != 1 {
+		t.Errorf("%d spares at the start", n)
 	}
 	if err := s.Remove(t.Context(), img.ID); err != nil {
 		t.Fatal(err)
 	}
-	if len(s.spares) != 0 {
+	if len(s.spares) != 0 || s.spareCount != 0 {
 		t.Error("the spare of a removed image stays")
 	}
 	nothingLeft(t, s)
@@ -167,10 +178,8 @@ func TestAdoption(t *testing.T) {
 	if err := s.Remove(t.Context(), img.ID); !errors.Is(err, ErrInUse) {
 		t.Errorf("got %v", err)
 	}
-	for _, d := range []string{"tmp", sparesDir} {
-		if left, _ := os.ReadDir(filepath.Join(dir, d)); len(left) > 0 {
-			t.Errorf("left in %s: %v", d, left)
-		}
+	if left, _ := os.ReadDir(filepath.Join(dir, "tmp")); len(left) > 0 {
+		t.Errorf("left in tmp: %v", left)
 	}
 	if left, _ := os.ReadDir(filepath.Join(dir, mountsDir)); len(left) != 1 {
 		t.Errorf("left: %v", left)

@@ -255,5 +255,5 @@ func (s *Store) enter(r resolved, layers, refs []string) (Image, error) {
 	s.mu.Lock()
 	now := s.cat.add(img, r.manifest, refs).copy()
 	s.mu.Unlock()
-	return now, s.save()
+	return now, errors.Join(s.save(), s.firstSpare(img.ID))
 }

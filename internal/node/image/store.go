@@ -81,20 +81,22 @@ type Store struct {
 	layers flights[struct{}]
 	slots  chan struct{}
 
+	work  sync.WaitGroup
 	ended context.Context // is done once the store is closed
 	end   context.CancelFunc
 	close func() error
 
 	saving sync.Mutex // held while the catalog is written; taken before mu
 
-	mu         sync.Mutex // never held while waiting for the disk or the network
-	cat        *catalog
-	unsaved    bool // the catalog has younger times of use than the disk
-	mounts     map[string]Mounted
-	busy       map[string]bool   // keys that are being mounted or unmounted
-	spares     map[string]string // image ID -> directory
-	strangers  bool              // something is mounted of an image that the catalog has lost
-	spareCount int
+	mu          sync.Mutex // never held while waiting for the disk or the network
+	cat         *catalog
+	unsaved     bool // the catalog has younger times of use than the disk
+	mounts      map[string]Mounted
+	busy        map[string]bool     // keys that are being mounted or unmounted
+	strangers   bool                // something is mounted of an image that the catalog has lost
+	spares      map[string][]string // image ID -> directories
+	spareCount  int                 // of all images
+	spareNumber int                 // of the spare made last
 }
 
 // Open takes the store over: what interrupted pulls and unmounted containers
@@ -135,7 +137,11 @@ func (s *Store) open() (err error) {
 	if err := s.adoptMounts(); err != nil {
 		return err
 	}
-	return errors.Join(s.emptyTmp(), s.removeOrphans(orphanAge))
+	if err := errors.Join(s.emptyTmp(), s.removeOrphans(orphanAge)); err != nil {
+		return err
+	}
+	s.work.Go(s.firstSpares)
+	return nil
 }
 
 func takeLock(path string) (*os.File, error) {
@@ -184,10 +190,11 @@ func (s *Store) shut() error {
 	for range cap(s.slots) {
 		s.slots <- struct{}{} // until no layer is being unpacked
 	}
+	s.work.Wait()
 	err := s.saveUse()
 	s.mu.Lock()
 	opened := s.spares != nil
-	s.spares = map[string]string{}
+	s.spares, s.spareCount = map[string][]string{}, 0
 	s.mu.Unlock()
 	if opened {
 		err = errors.Join(err, s.clearSpares())
