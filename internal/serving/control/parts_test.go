@@ -190,6 +190,7 @@ func TestProgrammed(t *testing.T) {
 		if p.serves(route) {
 			t.Error("served at another version")
 		}
+		synctest.Wait()
 		served <- errors.New("gateway is away")
 		synctest.Wait()
 		if len(rung) != 1 || p.serves(route) {
