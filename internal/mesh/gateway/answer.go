@@ -278,9 +278,8 @@ func (x *exchange) upgrade(up *upstream) bool {
 	x.out = appendResponse(x.out[:0], &x.resp, reply{switches: true})
 	up.r += x.resp.pos
 	x.mu.Lock()
-	x.answered = true
+	x.answered, x.pumping = true, true // both directions are read from here on
 	x.unwatch()
-	x.pumping = true // both directions are read from here on
 	x.mu.Unlock()
 	x.proceed()
 	_, err := x.s.WriteTwo(x.out, up.rest())

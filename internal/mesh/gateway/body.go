@@ -72,6 +72,7 @@ func (b *body) fault() *refusal {
 func (x *exchange) pump(up *upstream) {
 	x.mu.Lock()
 	x.pumping, x.stopping = true, false
+	x.unwatch() // who has begun while the request was held; two cannot read
 	x.mu.Unlock()
 	x.body.running = true
 	go func() {

@@ -28,7 +28,7 @@ const (
 	heading                 // reading a head
 	waiting                 // for a table or a pod: a context keeps the time
 	exchanging              // with a pod
-	lingering               // after a refusal
+	lingering               // with a refusal, or after it
 )
 
 // conn is the connection of a client.
@@ -41,6 +41,7 @@ type conn struct {
 	// being served begins at buf[start].
 	buf         *[]byte
 	start, r, w int
+	lent        *[]byte // what out begins as
 	out         []byte
 	req, resp   head
 	origin      origin
@@ -97,10 +98,7 @@ func (c *conn) serve() {
 	for c.await() && c.exchange() {
 	}
 	c.g.warden.remove(c)
-	if c.buf != nil {
-		c.g.free(c.buf)
-		c.buf = nil
-	}
+	c.giveBack()
 	if !c.given {
 		c.s.Close()
 	}
@@ -145,12 +143,29 @@ func (c *conn) await() bool {
 // preface is the first line of an HTTP/2 connection.
 var preface = []byte("PRI * HTTP/2.0\r\n")
 
-// doze waits for the first bytes of a request, without a buffer.
-func (c *conn) doze() bool {
+// lend makes sure that there is a buffer to write to.
+func (c *conn) lend() {
+	if c.lent == nil {
+		c.lent = c.g.small.Get()
+		c.out = (*c.lent)[:0]
+	}
+}
+
+// giveBack gives the buffers back.
+func (c *conn) giveBack() {
 	if c.buf != nil {
 		c.g.free(c.buf)
 		c.buf = nil
 	}
+	if c.lent != nil {
+		c.g.free(c.lent)
+		c.lent, c.out = nil, nil
+	}
+}
+
+// doze waits for the first bytes of a request, without a buffer.
+func (c *conn) doze() bool {
+	c.giveBack()
 	c.enter(resting, c.ended, c.g.Times.Idle)
 	if c.g.draining.Load() {
 		return false
@@ -226,6 +241,7 @@ func (c *conn) late(now time.Duration, crowded bool) {
 	case heading, lingering:
 		if int64(now) >= c.due.Load() {
 			c.s.InterruptRead()
+			c.s.InterruptWrite()
 		}
 	case exchanging:
 		c.lateExchange(now)
@@ -325,11 +341,18 @@ func (c *conn) giveAway(read []byte) {
 // may be sending still: what comes is read for a while, since closing at once
 // would reset the connection and could take the answer with it.
 func (c *conn) reject(no *refusal) {
-	c.out = no.append(c.out[:0], time.Now(), true, string(c.req.method) == "HEAD")
-	if _, err := c.s.Write(c.out); err != nil {
-		return
+	if c.say(no, true) == nil {
+		c.linger()
 	}
-	c.linger()
+}
+
+// say writes a refusal.
+func (c *conn) say(no *refusal, last bool) error {
+	c.enter(lingering, c.g.now(), c.g.Times.Head)
+	c.lend()
+	c.out = no.append(c.out[:0], time.Now(), last, string(c.req.method) == "HEAD")
+	_, err := c.s.Write(c.out)
+	return err
 }
 
 func (c *conn) linger() {

@@ -17,7 +17,7 @@ import (
 // connection can take another.
 func (c *conn) exchange() bool {
 	started := c.g.now()
-	target, no := c.match(started)
+	target, no := c.match()
 	if no != nil {
 		return c.refuse(no)
 	}
@@ -49,9 +49,12 @@ func (c *conn) exchange() bool {
 }
 
 // match finds the target of the request.
-func (c *conn) match(started time.Duration) (routing.Target, *refusal) {
-	q := routing.Query{Internal: c.face.internal, Tag: text(c.req.tag)}
-	q.Host = text(normal(c.host[:0], c.req.host))
+func (c *conn) match() (routing.Target, *refusal) {
+	q := routing.Query{
+		Host:     text(normal(c.host[:0], c.req.host)),
+		Internal: c.face.internal,
+		Tag:      text(c.req.tag),
+	}
 	target, why := c.g.Tables.Load().Match(q)
 	if why == routing.Matched {
 		return target, nil
@@ -60,8 +63,16 @@ func (c *conn) match(started time.Duration) (routing.Target, *refusal) {
 		c.wait(nil)
 		target, why = c.g.awaitMatch(q)
 	}
+	if why == routing.UnknownHost && q.Host == healthHost {
+		return target, healthy
+	}
 	return target, refuseMatch(why)
 }
+
+// healthHost is the host under which Knative's gateway tells its health.
+const healthHost = "internalkourier"
+
+var healthy = &refusal{status: 200, rule: "health", body: "ok\n"}
 
 // awaitMatch waits for the first table, or for a revision that a route names
 // already: the two come by different ways.
@@ -118,8 +129,7 @@ func (c *conn) refuse(no *refusal) bool {
 		c.reject(no)
 		return false
 	}
-	c.out = no.append(c.out[:0], time.Now(), false, string(c.req.method) == "HEAD")
-	_, err := c.s.Write(c.out)
+	err := c.say(no, false)
 	c.ended = c.g.now()
 	return err == nil
 }
@@ -144,6 +154,7 @@ func (x *exchange) run() bool {
 	if no := x.reserve(); no != nil {
 		return x.failed(no)
 	}
+	x.lend()
 	x.out = appendRequest(x.out[:0], &x.req, &x.origin)
 	up, no := x.ask()
 	if no != nil {

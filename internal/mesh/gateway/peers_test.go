@@ -45,7 +45,12 @@ func play(role, app string) {
 	}
 	switch role {
 	case "app":
-		go http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		big := make([]byte, 1<<20)
+		go http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/big" {
+				_, _ = w.Write(big)
+				return
+			}
 			_, _ = io.WriteString(w, "Hello Openshift!\n")
 		}))
 	case "reverseproxy":
@@ -93,26 +98,39 @@ func BenchmarkPeers(b *testing.B) {
 		}
 	}
 	app := start(b, "app", "")
-	parts := []part{startNginx(b, app.addr), start(b, "gateway", app.addr), start(b, "reverseproxy", app.addr)}
-	for _, clients := range []string{"4", "32", "128"} {
-		nginx := 0.0
-		for _, p := range append([]part{app}, parts...) {
-			wrk(b, p.addr, clients, "1s")
-			before := cpu(b, p.pids)
-			rate, latency := wrk(b, p.addr, clients, "4s")
-			used := cpu(b, p.pids) - before
-			micros := used.Seconds() * 1e6 / (rate * 4)
-			if p.name == "nginx" {
-				nginx = micros
+	parts := []part{app, startNginx(b, app.addr), start(b, "gateway", app.addr), start(b, "reverseproxy", app.addr)}
+	for _, load := range []struct {
+		name    string
+		clients string
+		args    []string
+		path    string
+	}{
+		{"4 clients", "4", nil, "/"},
+		{"32 clients", "32", nil, "/"},
+		{"128 clients", "128", nil, "/"},
+		{"a connection each", "32", []string{"-H", "Connection: close"}, "/"},
+		{"1 MB answers", "8", nil, "/big"},
+	} {
+		b.Run(load.name, func(b *testing.B) {
+			nginx := 0.0
+			for _, p := range parts {
+				args := append([]string{"-c" + load.clients}, load.args...)
+				wrk(b, "1s", p.addr+load.path, args)
+				before := cpu(b, p.pids)
+				rate, latency := wrk(b, "4s", p.addr+load.path, args)
+				micros := (cpu(b, p.pids) - before).Seconds() * 1e6 / (rate * 4)
+				if p.name == "nginx" {
+					nginx = micros
+				}
+				ratio := ""
+				if nginx > 0 {
+					ratio = fmt.Sprintf("%.2f × nginx", micros/nginx)
+				}
+				fmt.Printf("%-18s %-12s %7.1f µs/request  %6.0f requests/s  %s  %s\n", load.name, p.name, micros, rate, latency, ratio)
 			}
-			ratio := ""
-			if nginx > 0 {
-				ratio = fmt.Sprintf("%.2f × nginx", micros/nginx)
-			}
-			b.Logf("%3s clients  %-12s %6.1f µs/request  %7.0f requests/s  %s  %s", clients, p.name, micros, rate, latency, ratio)
-		}
+			b.ReportMetric(0, "ns/op")
+		})
 	}
-	b.ReportMetric(0, "ns/op")
 }
 
 func start(b *testing.B, role, app string) part {
@@ -149,7 +167,7 @@ func startNginx(b *testing.B, app string) part {
 worker_processes auto; daemon off; pid %[1]s/pid; error_log /dev/null;
 events { worker_connections 4096; }
 http {
-  access_log off; keepalive_requests 1000000000;
+  access_log off; keepalive_requests 1000000000; proxy_max_temp_file_size 0;
   client_body_temp_path %[1]s/a; proxy_temp_path %[1]s/b; fastcgi_temp_path %[1]s/c; uwsgi_temp_path %[1]s/d; scgi_temp_path %[1]s/e;
   upstream app { server %[2]s; keepalive 512; keepalive_requests 1000000000; }
   server { listen %[3]s; location / {
@@ -168,10 +186,13 @@ http {
 		_ = cmd.Wait()
 	})
 	for try := 0; ; try++ {
-		if c, err := net.Dial("tcp", addr); err == nil {
-			c.Close()
+		// Its workers are there once one has answered.
+		resp, err := http.Get("http://" + addr + "/")
+		if err == nil {
+			resp.Body.Close()
 			break
-		} else if try > 1000 {
+		}
+		if try > 1000 {
 			b.Fatal(err)
 		}
 		time.Sleep(5 * time.Millisecond)
@@ -187,8 +208,8 @@ http {
 
 // wrk keeps a number of connections busy and returns requests per second and
 // the latencies it has seen.
-func wrk(b *testing.B, addr, clients, d string) (float64, string) {
-	out, err := exec.Command("wrk", "-t1", "-c"+clients, "-d"+d, "--latency", "http://"+addr+"/").CombinedOutput()
+func wrk(b *testing.B, d, url string, args []string) (float64, string) {
+	out, err := exec.Command("wrk", append(args, "-t1", "-d"+d, "--latency", "http://"+url)...).CombinedOutput()
 	if err != nil {
 		b.Fatalf("wrk: %v\n%s", err, out)
 	}

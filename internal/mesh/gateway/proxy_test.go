@@ -92,6 +92,7 @@ func TestHosts(t *testing.T) {
 		{w.addr, "web.example:8080", "web.example:8080", 200},
 		{w.addr, "web.example.", "web.example.", 200},
 		{w.addr, "nobody.example", "", 404},
+		{w.addr, "internalkourier", "ok\n", 200},
 		{w.addr, "", "", 404},
 		{w.addr, strings.Repeat("x", 500) + ".example", "", 404},
 		{w.addr, "[::1]:80", "", 404},
