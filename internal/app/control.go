@@ -11,8 +11,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apiserver/pkg/admission"
-	"k8s.io/client-go/informers"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -41,18 +39,14 @@ func control(_ context.Context, s Settings, log *slog.Logger) ([][]run.Task, err
 	settings := &systemConfigMaps{}
 	api := apiserver.New(s.apiserver(files, store, settings, log))
 	cfg := api.RESTConfig()
-	core, err := kubernetes.NewForConfig(cfg)
-	if err != nil {
-		return nil, err
-	}
-	// One cache for all upstream controllers and the scheduler.
-	shared := informers.NewSharedInformerFactoryWithOptions(core, 0, informers.WithTransform(kube.Lean))
+	shared := api.Informers() // one cache for the API server, all upstream controllers and the scheduler
 	upstream := controllers.New(controllers.Options{
 		REST: cfg, Informers: shared, PKI: files, LocalPathDir: s.Path("volumes"), NodeName: s.NodeName, Log: log,
 	})
 	binder := scheduler.New(scheduler.Options{REST: cfg, Informers: shared})
 	return [][]run.Task{
-		{store.Task(), api.Task(), pki.Keep(s.Path("pki"), s.certificates())}, // the API opens its storage as soon as the store is up
+		{store.Task(), pki.Keep(s.Path("pki"), s.certificates())}, // ends last: the API server still writes when it stops
+		{api.Task()},
 		{once("platform objects", func(ctx context.Context) error {
 			_, err := install.Apply(ctx, cfg, s.installation(files))
 			return err

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"runtime/debug"
 	"strconv"
 	"time"
 
@@ -96,6 +97,7 @@ func Up(ctx context.Context, s Settings, o UpOptions) error {
 				if err := greet(ctx, s, o, view); err != nil && ctx.Err() == nil {
 					view.line("! %v", err)
 				}
+				debug.FreeOSMemory() // from here on the supervisor only waits
 			}()
 		}
 	})
