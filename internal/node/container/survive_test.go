@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -17,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sonagi/sonagi/internal/node/container"
+	"github.com/sonagi/sonagi/internal/node/container/small"
 )
 
 // runtimePid is the process at the other end of the socket.
@@ -286,8 +288,15 @@ func TestSmall(t *testing.T) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", l.runtimePid()))
 	must(t, err)
 	for line := range strings.Lines(string(text)) {
-		if strings.HasPrefix(line, "Rss") || strings.HasPrefix(line, "VmRSS") || strings.HasPrefix(line, "VmHWM") {
-			t.Log(strings.TrimSpace(line))
+		rest, ok := strings.CutPrefix(line, "VmRSS:")
+		if !ok {
+			continue
+		}
+		kb, err := strconv.Atoi(strings.Fields(rest)[0])
+		must(t, err)
+		t.Logf("%d KB with 20 containers", kb)
+		if small.Binary() != nil && os.Getenv("CONTAINER_TEST_SELF") == "" && kb > 15<<10 {
+			t.Error("more than 15 MB")
 		}
 	}
 }
