@@ -219,7 +219,7 @@ func (k *nodeKeeper) images() []corev1.ContainerImage {
 
 // Pressures begin below these shares of what the machine has.
 const (
-	leastDisk   = 0.10
+	leastDisk   = 0.05
 	leastInodes = 0.05
 	leastPids   = 0.05
 )

@@ -77,7 +77,7 @@ func (a *Agent) keepStorage(ctx context.Context) {
 
 // evictBelow is the share of the disk that must stay free. Pods are evicted for
 // less than makes the machine's condition bad: scheduling stops first.
-const evictBelow = 0.05
+const evictBelow = 0.03
 
 func (a *Agent) checkStorage(ctx context.Context) error {
 	d, err := readDisk(a.o.DataDir)

@@ -53,6 +53,7 @@ type containerUse struct {
 const (
 	sampleFirst = time.Second
 	sampleEvery = 15 * time.Second
+	sampleOld   = 5 * time.Second // a measurement that is older is not given to who asks
 	sampleFor   = 5 * time.Minute
 )
 
@@ -110,9 +111,44 @@ func (u *usage) rates(ctx context.Context) (before, last sample, err error) {
 	case <-ctx.Done():
 		return sample{}, sample{}, ctx.Err()
 	}
+	if err := u.refresh(ctx); err != nil {
+		return sample{}, sample{}, err
+	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return u.before, u.last, nil
+}
+
+// refresh measures anew when the last measurement is old, or knows nothing of a
+// container that runs. Two measurements are never less than a second apart.
+func (u *usage) refresh(ctx context.Context) error {
+	u.mu.Lock()
+	last := u.last
+	u.mu.Unlock()
+	age := u.a.now().Sub(last.at)
+	if age < sampleOld && !u.missing(last) {
+		return nil
+	}
+	if age < sampleFirst {
+		select {
+		case <-time.After(sampleFirst - age):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	u.push(u.take(ctx))
+	return nil
+}
+
+func (u *usage) missing(s sample) bool {
+	for _, w := range u.a.all() {
+		for _, c := range w.measured() {
+			if _, ok := s.containers[c.ID]; !ok {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func (u *usage) keep(ctx context.Context, first chan struct{}) {
