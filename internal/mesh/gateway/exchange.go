@@ -36,8 +36,7 @@ func (c *conn) exchange() bool {
 	c.origin.tagHeader, c.origin.tag = target.TagHeader, target.Tag
 
 	x := &c.x
-	x.revision, x.started, x.status, x.answered = target.Revision, started, 0, false
-	x.unsent, x.unread = false, false
+	x.begin(target.Revision, started)
 	keep := x.run()
 	if !keep && x.unread {
 		c.linger()
@@ -83,6 +82,9 @@ func (g *Gateway) awaitMatch(q routing.Query) (target routing.Target, why routin
 		target, why = t.Match(q)
 		return t != nil && why != routing.UnknownRevision
 	})
+	if g.Tables.Load() == nil {
+		why = routing.UnknownRevision // nothing is known, which may well change
+	}
 	return target, why
 }
 
@@ -146,6 +148,15 @@ type exchange struct {
 	unsent  bool // the app has not taken the whole body of the request
 	unread  bool // nor has the client sent it: it may be about to
 	status  int  // that the client has got, or would have
+}
+
+// begin forgets the request before.
+func (x *exchange) begin(r *routing.Revision, started time.Duration) {
+	x.revision, x.started, x.status = r, started, 0
+	x.unsent, x.unread = false, false
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.answered, x.cause = false, nil
 }
 
 // run forwards the request and its answer.

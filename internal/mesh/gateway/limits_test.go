@@ -111,6 +111,10 @@ func TestUnknownYet(t *testing.T) {
 	if status, _ := get(t, w.client(), "http://web.example/"); status != 503 {
 		t.Error(status)
 	}
+	w.tables.Swap(nil)
+	if status, _ := get(t, w.client(), "http://web.example/"); status != 503 {
+		t.Error(status)
+	}
 }
 
 func TestTimeouts(t *testing.T) {
@@ -169,6 +173,35 @@ func TestTimeouts(t *testing.T) {
 		}
 	}
 	w.eventually(func() bool { return w.inFlight("total")+w.inFlight("start")+w.inFlight("idle") == 0 })
+}
+
+// TestConnectionOutlivesTimeout has one connection see both limits, and go on.
+func TestConnectionOutlivesTimeout(t *testing.T) {
+	w := newWorld(t)
+	w.serve("web", http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/slow" {
+			<-r.Context().Done()
+		}
+		hello(rw, r)
+	}), func(r *routing.Revision) { r.Timeout = 300 * time.Millisecond })
+	w.route(routing.Revision{Name: rev("none"), Timeout: 100 * time.Millisecond})
+	c, in := w.talk()
+	for range 2 {
+		for _, one := range []struct {
+			host, path, body string
+			status           int
+		}{
+			{"web", "/slow", "request timeout", 504},
+			{"web", "/", "hello", 200},
+			{"none", "/", "activator request timeout", 504},
+			{"web", "/", "hello", 200},
+		} {
+			fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: %s.example\r\n\r\n", one.path, one.host)
+			if resp, body := answer(t, in, "GET"); resp.StatusCode != one.status || body != one.body || resp.Close {
+				t.Fatalf("%s%s: %v %q", one.host, one.path, resp, body)
+			}
+		}
+	}
 }
 
 func TestTimeoutWhileUploading(t *testing.T) {
