@@ -128,7 +128,7 @@ type podRooms struct {
 	network  *network.Manager
 	images   *image.Store
 	runtime  *container.Client
-	registry http.Handler
+	registry *registry.Registry
 }
 
 func openPods(ctx context.Context, s Settings, log *slog.Logger) (p podRooms, err error) {
@@ -140,7 +140,7 @@ func openPods(ctx context.Context, s Settings, log *slog.Logger) (p podRooms, er
 	}); err != nil {
 		return p, err
 	}
-	if p.registry, err = registry.Handler(s.Path("registry")); err != nil {
+	if p.registry, err = registry.Open(registry.Options{Dir: s.Path("registry")}); err != nil {
 		return p, err
 	}
 	p.runtime, err = container.Launch(ctx, s.runtimeOptions())
@@ -154,7 +154,9 @@ func (p podRooms) registryTask(s Settings) run.Task {
 		Name: "image registry",
 		Run: func(ctx context.Context) error {
 			server := &http.Server{Handler: p.registry, ReadHeaderTimeout: 10 * time.Second}
-			done := make(chan error, 2)
+			defer p.registry.Close()
+			done := make(chan error, 3)
+			go func() { done <- p.registry.Run(ctx) }()
 			for _, host := range []string{"127.0.0.1", s.BridgeIP().String()} {
 				l, err := wire.Listen(ctx, net.JoinHostPort(host, strconv.Itoa(int(s.RegistryPort))))
 				if err != nil {
@@ -163,7 +165,7 @@ func (p podRooms) registryTask(s Settings) run.Task {
 				go func() { done <- serve(ctx, server, l) }()
 			}
 			close(ready)
-			return errors.Join(<-done, <-done)
+			return errors.Join(<-done, <-done, <-done)
 		},
 		Ready: func(ctx context.Context) error { return wait(ctx, ready) },
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/sonagi/sonagi/internal/check"
 	"github.com/sonagi/sonagi/internal/cluster/pki"
+	"github.com/sonagi/sonagi/internal/node/image"
 	"github.com/sonagi/sonagi/internal/supervise"
 )
 
@@ -40,6 +41,12 @@ func Up(ctx context.Context, s Settings, o UpOptions) error {
 	}
 	defer held.Close()
 	if err := endOrphans(ctx, s); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(s.Path("images"), 0o700); err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
+	if err := image.Check(s.Path("images")); err != nil {
 		return err
 	}
 	view := newProgress(o.Out, began)
