@@ -18,6 +18,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -38,10 +39,12 @@ type Platform struct {
 	Registry    string // localhost:PORT
 	flags       []string
 
-	mu   sync.Mutex
-	out  bytes.Buffer
-	cmd  *exec.Cmd
-	done chan struct{}
+	mu    sync.Mutex
+	out   bytes.Buffer
+	grown chan struct{} // closed and replaced when out grows
+	cmd   *exec.Cmd
+	done  chan struct{}
+	seen  map[string]bool // uids of pods
 }
 
 // New chooses ports and address ranges that are free, so that a platform for
@@ -67,6 +70,14 @@ func (p *Platform) Bin() string { return filepath.Join(p.Root, "bin", "sonagi") 
 
 // Up starts the platform and returns when it says that it is ready.
 func (p *Platform) Up(ctx context.Context, extra ...string) error {
+	if err := p.Start(extra...); err != nil {
+		return err
+	}
+	return p.Printed(ctx, "Ctrl-C stops")
+}
+
+// Start starts the platform and does not wait.
+func (p *Platform) Start(extra ...string) error {
 	cmd := exec.Command(p.Bin(), append(append([]string{"up"}, p.flags...), extra...)...)
 	cmd.Dir = p.Root
 	r, w := io.Pipe()
@@ -75,37 +86,53 @@ func (p *Platform) Up(ctx context.Context, extra ...string) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("sonagi up (is it built? make build): %w", err)
 	}
-	p.cmd, p.done = cmd, make(chan struct{})
-	greeted := make(chan struct{})
-	go p.read(r, greeted)
-	go func() { _ = cmd.Wait(); w.Close(); close(p.done) }()
-	ctx, cancel := context.WithTimeout(ctx, startLimit)
-	defer cancel()
-	select {
-	case <-greeted:
-		return nil
-	case <-p.done:
-		return fmt.Errorf("sonagi up ended:\n%s", p.Output())
-	case <-ctx.Done():
-		return fmt.Errorf("sonagi up was not ready in time:\n%s", p.Output())
-	}
+	done := make(chan struct{})
+	p.mu.Lock()
+	p.out.Reset()
+	p.grown, p.cmd, p.done = make(chan struct{}), cmd, done
+	p.mu.Unlock()
+	read := make(chan struct{})
+	go func() { defer close(read); p.read(r) }()
+	go func() { _ = cmd.Wait(); w.Close(); <-read; close(done) }()
+	return nil
 }
 
-// read keeps the output and closes greeted at its last line.
-func (p *Platform) read(r io.Reader, greeted chan struct{}) {
+// read keeps the output and tells of it.
+func (p *Platform) read(r io.Reader) {
 	buf := make([]byte, 4096)
-	var once sync.Once
 	for {
 		n, err := r.Read(buf)
 		p.mu.Lock()
 		p.out.Write(buf[:n])
-		ready := bytes.Contains(p.out.Bytes(), []byte("Ctrl-C stops"))
+		close(p.grown)
+		p.grown = make(chan struct{})
 		p.mu.Unlock()
-		if ready {
-			once.Do(func() { close(greeted) })
-		}
 		if err != nil {
 			return
+		}
+	}
+}
+
+// Printed returns when "sonagi up" has printed text.
+func (p *Platform) Printed(ctx context.Context, text string) error {
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
+	for {
+		p.mu.Lock()
+		found, grown := strings.Contains(p.out.String(), text), p.grown
+		p.mu.Unlock()
+		if found {
+			return nil
+		}
+		select {
+		case <-grown:
+		case <-p.done:
+			if strings.Contains(p.Output(), text) {
+				return nil
+			}
+			return fmt.Errorf("sonagi up ended before it printed %q:\n%s", text, p.Output())
+		case <-ctx.Done():
+			return fmt.Errorf("sonagi up did not print %q in time:\n%s", text, p.Output())
 		}
 	}
 }
@@ -119,7 +146,7 @@ func (p *Platform) Output() string {
 
 // Interrupt is Ctrl-C; it returns when the platform has ended.
 func (p *Platform) Interrupt(ctx context.Context) error {
-	if err := p.cmd.Process.Signal(os.Interrupt); err != nil && !errors.Is(err, os.ErrProcessDone) {
+	if err := p.Signal(os.Interrupt); err != nil {
 		return err
 	}
 	select {
@@ -130,6 +157,21 @@ func (p *Platform) Interrupt(ctx context.Context) error {
 	}
 }
 
+// Signal sends a signal to the supervisor; that it has ended is no error.
+func (p *Platform) Signal(sig os.Signal) error {
+	p.remember()
+	if err := p.cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	return nil
+}
+
+// Code is the exit code of a supervisor that has ended; -1 for one that was killed.
+func (p *Platform) Code() int { return p.cmd.ProcessState.ExitCode() }
+
+// Flags are those of "sonagi up" for this platform.
+func (p *Platform) Flags() []string { return slices.Clone(p.flags) }
+
 // Ended is closed when the supervisor has ended.
 func (p *Platform) Ended() <-chan struct{} { return p.done }
 
@@ -138,6 +180,7 @@ func (p *Platform) Pid() int { return p.cmd.Process.Pid }
 
 // Purge stops what runs and removes everything.
 func (p *Platform) Purge(ctx context.Context) error {
+	p.remember()
 	out, err := p.command(ctx, p.Bin(), "down", "--purge", "--data-dir", p.DataDir).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("sonagi down: %w\n%s", err, out)

@@ -59,38 +59,6 @@ func (p *Platform) printLogs() {
 	}
 }
 
-// Leftovers lists what of this platform is still on the machine: mounts,
-// links, cgroups and processes.
-func (p *Platform) Leftovers() (left []string) {
-	mounts, _ := os.ReadFile("/proc/self/mounts")
-	for line := range strings.Lines(string(mounts)) {
-		if strings.Contains(line, p.DataDir) {
-			left = append(left, "mount "+strings.TrimSpace(line))
-		}
-	}
-	links, _ := filepath.Glob("/sys/class/net/" + p.bridge() + "*")
-	for _, l := range links {
-		left = append(left, "link "+filepath.Base(l))
-	}
-	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, f := range procs {
-		text, _ := os.ReadFile(f)
-		if words := strings.ReplaceAll(string(text), "\x00", " "); strings.Contains(words, p.DataDir) && !strings.Contains(words, ".test") {
-			left = append(left, "process "+f+" "+words)
-		}
-	}
-	return left
-}
-
-func (p *Platform) bridge() string {
-	for i, f := range p.flags {
-		if f == "--bridge" {
-			return p.flags[i+1]
-		}
-	}
-	return ""
-}
-
 // Eventually tries until ok, and fails the test with the last error when the
 // limit is over. It is for states that no watch tells of.
 func Eventually(t testing.TB, limit time.Duration, ok func() error) {

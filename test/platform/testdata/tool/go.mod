@@ -1,0 +1,3 @@
+module github.com/sonagi/sonagi/test/tool
+
+go 1.24
