@@ -29,13 +29,10 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
 	"github.com/sonagi/sonagi/internal/node/container"
@@ -220,28 +217,15 @@ func (a *Agent) run(ctx context.Context) error {
 
 // watchPods follows the pods bound to this machine until ctx ends.
 func (a *Agent) watchPods(ctx context.Context) {
-	pods := a.o.Client.CoreV1().Pods("")
-	store, c := cache.NewInformerWithOptions(cache.InformerOptions{
-		ListerWatcher: listWatch(a.o.Client, pods.List, pods.Watch, fields.OneTermEqualSelector("spec.nodeName", a.o.NodeName).String()),
-		ObjectType:    &corev1.Pod{},
-		Transform:     slimPod,
-		Handler: cache.ResourceEventHandlerFuncs{
-			AddFunc:    func(o any) { a.observe(o, false) },
-			UpdateFunc: func(_, o any) { a.observe(o, false) },
-			DeleteFunc: func(o any) { a.observe(o, true) },
-		},
-	})
-	go func() {
-		if !cache.WaitForCacheSync(ctx.Done(), c.HasSynced) {
-			return
-		}
-		alive := map[types.UID]bool{}
-		for _, o := range store.List() {
-			alive[o.(*corev1.Pod).UID] = true
-		}
-		a.adopted(func(uid types.UID) bool { return alive[uid] || a.worker(uid) != nil })
-	}()
-	c.RunWithContext(ctx)
+	api := a.o.Client.CoreV1().Pods("")
+	f := &feed{
+		put:  func(o runtime.Object) { a.observe(o, false) },
+		gone: func(o runtime.Object) { a.observe(o, true) },
+	}
+	f.synced = func() {
+		go a.adopted(func(uid types.UID) bool { return a.worker(uid) != nil })
+	}
+	f.run(ctx, listWatch(a.o.Client, api.List, api.Watch, fields.OneTermEqualSelector("spec.nodeName", a.o.NodeName).String()), &corev1.Pod{})
 }
 
 // adopted removes what an earlier process has left of pods that are no more,
@@ -260,38 +244,13 @@ func (a *Agent) adopted(keep func(types.UID) bool) {
 	close(a.ready)
 }
 
-// listWatch lists and watches one kind, with a field selector.
-func listWatch[T runtime.Object](client kubernetes.Interface, list func(context.Context, metav1.ListOptions) (T, error),
-	watcher func(context.Context, metav1.ListOptions) (watch.Interface, error), selector string) cache.ListerWatcher {
-	return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			o.FieldSelector = selector
-			return list(ctx, o)
-		},
-		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			o.FieldSelector = selector
-			return watcher(ctx, o)
-		},
-	}, client)
-}
-
-// slimPod leaves out of a pod what nobody here reads.
-func slimPod(o any) (any, error) {
-	if p, ok := o.(*corev1.Pod); ok {
-		p.ManagedFields = nil
-	}
-	return o, nil
-}
-
 // observe takes a pod as the API has it.
-func (a *Agent) observe(o any, gone bool) {
-	if t, ok := o.(cache.DeletedFinalStateUnknown); ok {
-		o = t.Obj
-	}
+func (a *Agent) observe(o runtime.Object, gone bool) {
 	p, ok := o.(*corev1.Pod)
 	if !ok {
 		return
 	}
+	p.ManagedFields = nil // nobody here reads them
 	a.mu.Lock()
 	w := a.workers[p.UID]
 	if w != nil {

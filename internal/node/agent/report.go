@@ -121,7 +121,7 @@ func (w *worker) report(now time.Time) {
 	}
 	if w.status == nil || !equality.Semantic.DeepEqual(*w.status, s) {
 		w.status = &s
-		w.sender.send(s, urgent(old, &s))
+		w.sender.send(s, w.urgent(old, &s))
 	}
 	if w.cleaned && w.pod.DeletionTimestamp != nil {
 		w.sender.remove()
@@ -137,15 +137,19 @@ func (w *worker) anyRunning() bool {
 	return false
 }
 
-// urgent reports whether someone waits for the news.
-func urgent(old, s *corev1.PodStatus) bool {
-	if pod.IsReady(old) != pod.IsReady(s) || old.Phase != s.Phase || pod.Terminal(s.Phase) {
+// urgent reports whether someone waits for the news. Of a pod that is being
+// deleted only the end is waited for, and that is told with its removal.
+func (w *worker) urgent(old, s *corev1.PodStatus) bool {
+	if w.pod.DeletionTimestamp != nil {
+		return false
+	}
+	if pod.IsReady(old) != pod.IsReady(s) || pod.Terminal(s.Phase) {
 		return true
 	}
 	for _, list := range [][]corev1.ContainerStatus{s.ContainerStatuses, s.InitContainerStatuses, s.EphemeralContainerStatuses} {
 		for _, c := range list {
-			w := c.State.Waiting
-			if w == nil || w.Reason != "ContainerCreating" && w.Reason != "PodInitializing" {
+			why := c.State.Waiting
+			if c.State.Terminated != nil || why != nil && why.Reason != "ContainerCreating" && why.Reason != "PodInitializing" {
 				return true
 			}
 		}
@@ -227,7 +231,7 @@ func (s *sender) run() {
 		}
 		select {
 		case <-time.After(retry):
-			retry = min(2*retry, 5*time.Second)
+			retry = min(2*retry, time.Second)
 		case <-s.w.ctx.Done():
 			return
 		}

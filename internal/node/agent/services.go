@@ -8,8 +8,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/cache"
 
 	"github.com/sonagi/sonagi/internal/node/pod"
 )
@@ -29,37 +29,12 @@ func newServices() *services {
 
 // run keeps the Services current until ctx ends.
 func (s *services) run(ctx context.Context, client kubernetes.Interface) {
-	_, c := cache.NewInformerWithOptions(cache.InformerOptions{
-		ListerWatcher: listWatch(client, client.CoreV1().Services("").List, client.CoreV1().Services("").Watch, ""),
-		ObjectType:    &corev1.Service{},
-		Transform:     slimService,
-		Handler: cache.ResourceEventHandlerFuncs{
-			AddFunc:    func(o any) { s.put(o) },
-			UpdateFunc: func(_, o any) { s.put(o) },
-			DeleteFunc: func(o any) { s.delete(o) },
-		},
-	})
-	go func() {
-		if cache.WaitForCacheSync(ctx.Done(), c.HasSynced) {
-			close(s.synced)
-		}
-	}()
-	c.RunWithContext(ctx)
+	api := client.CoreV1().Services("")
+	f := &feed{put: s.put, gone: s.gone, synced: func() { close(s.synced) }}
+	f.run(ctx, listWatch(client, api.List, api.Watch, ""), &corev1.Service{})
 }
 
-// slimService keeps of a Service what variables are made of.
-func slimService(o any) (any, error) {
-	svc, ok := o.(*corev1.Service)
-	if !ok {
-		return o, nil
-	}
-	return &corev1.Service{
-		ObjectMeta: metav1.ObjectMeta{Namespace: svc.Namespace, Name: svc.Name, UID: svc.UID, ResourceVersion: svc.ResourceVersion},
-		Spec:       corev1.ServiceSpec{ClusterIP: svc.Spec.ClusterIP, Ports: svc.Spec.Ports},
-	}, nil
-}
-
-func (s *services) put(o any) {
+func (s *services) put(o runtime.Object) {
 	svc, ok := o.(*corev1.Service)
 	if !ok {
 		return
@@ -72,12 +47,11 @@ func (s *services) put(o any) {
 		s.known[svc.Namespace] = of
 	}
 	of[svc.Name] = pod.Link{Namespace: svc.Namespace, Name: svc.Name, ClusterIP: svc.Spec.ClusterIP, Ports: svc.Spec.Ports}
+	// The feed keeps the object only to notice that it went.
+	*svc = corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: svc.Namespace, Name: svc.Name, UID: svc.UID}}
 }
 
-func (s *services) delete(o any) {
-	if t, ok := o.(cache.DeletedFinalStateUnknown); ok {
-		o = t.Obj
-	}
+func (s *services) gone(o runtime.Object) {
 	svc, ok := o.(*corev1.Service)
 	if !ok {
 		return
