@@ -58,11 +58,12 @@ func bench(ctx context.Context, f measure.Flags, dir string) (err error) {
 	if err := p.Create(ctx, service); err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, p.Delete(context.WithoutCancel(ctx), service.Name)) }()
 	if _, err := p.WaitReady(ctx, service.Name); err != nil {
 		return err
 	}
 	for range *rounds {
-		if err := p.WaitNoPods(ctx, "serving.knative.dev/service="+service.Name); err != nil {
+		if err := p.WaitNoPods(ctx, measure.Of(service.Name)); err != nil {
 			return err
 		}
 		peer.add(contain(ctx, crun))
@@ -70,7 +71,7 @@ func bench(ctx context.Context, f measure.Flags, dir string) (err error) {
 		last := len(ours.last) - 1
 		fmt.Printf("last first byte %s from %d pods, crun %s\n", measure.Ms(ours.last[last]), ours.hosts[last], measure.Ms(peer.last[last]))
 	}
-	return errors.Join(p.Delete(ctx, service.Name), report(f, ours, peer))
+	return report(f, ours, peer)
 }
 
 // bursts are the results of several rounds.

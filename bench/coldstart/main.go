@@ -63,37 +63,44 @@ func bench(ctx context.Context, f measure.Flags, dir string) (err error) {
 		return err
 	}
 	var ours measure.Times
-	stages := stages{}
+	stages := measure.Stages{}
 	for i := range *runs + *traced {
-		if err := p.WaitNoPods(ctx, "serving.knative.dev/service="+service.Name); err != nil {
+		if err := p.WaitNoPods(ctx, measure.Of(service.Name)); err != nil {
 			return err
 		}
 		if i < *runs {
 			if err := peers.run(ctx, app, crun); err != nil {
 				return err
 			}
-		}
-		var trace *trace
-		if i >= *runs {
-			if trace, err = watchStages(ctx, p); err != nil {
+			d, err := wake(ctx, p, service.Name)
+			if err != nil {
 				return err
 			}
-		}
-		ask, cancel := context.WithTimeout(ctx, 30*time.Second)
-		begin := time.Now()
-		a, err := measure.Ask(ask, p.Gateway(), p.Host(service.Name, measure.Namespace), "/")
-		cancel()
-		if err != nil || a.Status != 200 {
-			return fmt.Errorf("run %d: status %d %q: %w", i, a.Status, a.Body, err)
-		}
-		fmt.Fprintf(os.Stderr, "\r%d of %d: %s   ", i+1, *runs+*traced, measure.Ms(a.FirstByte))
-		if trace == nil {
-			ours = append(ours, a.FirstByte)
+			ours = append(ours, d)
+			fmt.Fprintf(os.Stderr, "%d of %d: %s, crun %s\n", i+1, *runs, measure.Ms(d), measure.Ms(peers.crun[i]))
 			continue
 		}
-		stages.add(trace.end(ctx), begin, a.FirstByte)
+		trace, err := p.Watch(ctx, service.Name)
+		if err != nil {
+			return err
+		}
+		if _, err := wake(ctx, p, service.Name); err != nil {
+			return err
+		}
+		trace.Answered(service.Name)
+		trace.End(ctx, stages)
 	}
 	return report(f, ours, peers, stages)
+}
+
+func wake(ctx context.Context, p *measure.Platform, name string) (time.Duration, error) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	a, err := measure.Ask(ctx, p.Gateway(), p.Host(name, measure.Namespace), "/")
+	if err == nil && a.Status != 200 {
+		err = fmt.Errorf("status %d %q", a.Status, a.Body)
+	}
+	return a.FirstByte, err
 }
 
 // peers are timed between our runs: the same noise for all.
@@ -117,7 +124,7 @@ func (p *peers) run(ctx context.Context, app string, crun *measure.Crun) error {
 	return errors.Join(err, c.Delete())
 }
 
-func report(f measure.Flags, ours measure.Times, p peers, s stages) error {
+func report(f measure.Flags, ours measure.Times, p peers, s measure.Stages) error {
 	var rows []measure.Row
 	for _, q := range []struct {
 		name   string
@@ -148,6 +155,6 @@ func report(f measure.Flags, ours measure.Times, p peers, s stages) error {
 	if len(ours) > 0 {
 		fmt.Fprintf(&notes, "ours  %s\n", ours)
 	}
-	notes.WriteString(s.String())
+	notes.WriteString(s.At(0.5, fmt.Sprintf("median of %d runs", *traced)))
 	return f.Report("coldstart", append(rows, floor), notes.String())
 }

@@ -40,7 +40,7 @@ func bench(ctx context.Context, f measure.Flags, dir string) (err error) {
 		for range *rounds {
 			peer.containers(ctx, crun)
 		}
-		return report(f, nil, peer)
+		return report(f, nil, peer, nil)
 	}
 	p, err := measure.Start(ctx, f, dir)
 	if err != nil {
@@ -48,21 +48,35 @@ func bench(ctx context.Context, f measure.Flags, dir string) (err error) {
 	}
 	defer func() { err = errors.Join(err, p.Stop()) }()
 	names, err := create(ctx, p, hello)
+	defer func() { err = errors.Join(err, p.Delete(context.WithoutCancel(ctx), names...)) }()
 	if err != nil {
 		return err
 	}
 	for range *rounds {
-		if err := p.WaitNoPods(ctx, "serving.knative.dev/service"); err != nil {
+		if err := p.WaitNoPods(ctx, measure.Of(names...)); err != nil {
 			return err
 		}
 		peer.containers(ctx, crun)
 		ours.run(*many, func(i int) (time.Duration, error) { return wake(ctx, p, names[i]) })
 		fmt.Printf("last first byte %s, crun %s\n", measure.Ms(ours.last[len(ours.last)-1]), measure.Ms(peer.last[len(peer.last)-1]))
 	}
-	for _, name := range names {
-		err = errors.Join(err, p.Delete(ctx, name))
+	// Once more, watched.
+	if err := p.WaitNoPods(ctx, measure.Of(names...)); err != nil {
+		return err
 	}
-	return errors.Join(err, report(f, ours, peer))
+	stages := measure.Stages{}
+	trace, err := p.Watch(ctx, names...)
+	if err != nil {
+		return err
+	}
+	traced := &herd{}
+	traced.run(*many, func(i int) (time.Duration, error) {
+		d, err := wake(ctx, p, names[i])
+		trace.Answered(names[i])
+		return d, err
+	})
+	trace.End(ctx, stages)
+	return report(f, ours, peer, stages)
 }
 
 func create(ctx context.Context, p *measure.Platform, hello string) (names []string, err error) {
@@ -139,7 +153,7 @@ func nonNil(err error) []error {
 	return []error{err}
 }
 
-func report(f measure.Flags, ours, peer *herd) error {
+func report(f measure.Flags, ours, peer *herd, stages measure.Stages) error {
 	r := measure.Row{
 		What: fmt.Sprintf("%d from zero at once, last first byte (median of %d rounds)", *many, *rounds), Peers: measure.Ms(peer.last.Median()),
 		Peer: fmt.Sprintf("%d `crun run` at once", *many), Target: "≤ " + measure.Ms(target) + ", no error", Ratio: math.NaN(), Unjudged: true,
@@ -150,6 +164,7 @@ func report(f measure.Flags, ours, peer *herd) error {
 		r.Met = ours.last.Max() <= target && len(ours.errs) == 0
 		notes += fmt.Sprintf("ours  %s; worst round %s; %d errors\n", ours.all, measure.Ms(ours.last.Max()), len(ours.errs))
 	}
+	notes += stages.At(0.5, "the median of the herd") + stages.At(1, "the last of the herd")
 	if err := f.Report("herd", []measure.Row{r}, notes); err != nil {
 		return err
 	}

@@ -63,6 +63,7 @@ func bench(ctx context.Context, f measure.Flags, dir string) (err error) {
 		readyAt, err = p.WaitReady(limit, names...)
 		readiness <- err
 	}()
+	defer func() { err = errors.Join(err, p.Delete(context.WithoutCancel(ctx), names...)) }()
 	begin := time.Now()
 	for _, name := range names {
 		// A short window, so that they need not run long before they are weighed.
@@ -77,7 +78,7 @@ func bench(ctx context.Context, f measure.Flags, dir string) (err error) {
 	allReady := time.Since(created)
 	each := perService(begin, readyAt)
 	fmt.Printf("created in %s, all ready %s later\n", measure.Ms(created.Sub(begin)), measure.Ms(allReady))
-	if err := p.WaitNoPods(limit, "serving.knative.dev/service"); err != nil {
+	if err := p.WaitNoPods(limit, measure.Of(names...)); err != nil {
 		return err
 	}
 	if err := wait(ctx, *rest); err != nil {

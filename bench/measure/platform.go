@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -25,6 +26,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
 	watchtools "k8s.io/client-go/tools/watch"
@@ -92,7 +94,7 @@ func Start(ctx context.Context, f Flags, dir string, extra ...string) (*Platform
 	if err != nil {
 		return nil, errors.Join(err, p.Stop())
 	}
-	cfg.QPS = -1
+	cfg.QPS, cfg.WarningHandler = -1, rest.NoWarnings{}
 	if p.Core, err = kubernetes.NewForConfig(cfg); err == nil {
 		p.Dynamic, err = dynamic.NewForConfig(cfg)
 	}
@@ -153,7 +155,7 @@ func (p *Platform) Gateway() string {
 }
 
 // Procs are the platform's own processes: no containers.
-func (p *Platform) Procs() Procs { return ProcsOf(p.Bin(), p.DataDir) }
+func (p *Platform) Procs() Procs { return ProcsOf(p.DataDir) }
 
 // Push builds the Go program in dir, puts it into the built-in registry and
 // returns the image.
@@ -203,10 +205,24 @@ func (p *Platform) Create(ctx context.Context, s Service) error {
 	return err
 }
 
-// Delete deletes a service and waits until its pods are gone.
-func (p *Platform) Delete(ctx context.Context, name string) error {
-	err := p.Dynamic.Resource(Services).Namespace(Namespace).Delete(ctx, name, metav1.DeleteOptions{})
-	return errors.Join(err, p.WaitNoPods(ctx, "serving.knative.dev/service="+name))
+// Delete deletes services and waits until their pods are gone.
+func (p *Platform) Delete(ctx context.Context, names ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
+	defer cancel()
+	for _, name := range names {
+		if err := p.Dynamic.Resource(Services).Namespace(Namespace).Delete(ctx, name, metav1.DeleteOptions{}); err != nil {
+			return err
+		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	return p.WaitNoPods(ctx, Of(names...))
+}
+
+// Of selects what belongs to services.
+func Of(names ...string) string {
+	return "serving.knative.dev/service in (" + strings.Join(names, ",") + ")"
 }
 
 // WaitReady waits until all these services are ready, and returns when each
@@ -249,6 +265,8 @@ func isReady(s *unstructured.Unstructured) bool {
 
 // WaitNoPods waits until no pod has these labels: not one that is going, either.
 func (p *Platform) WaitNoPods(ctx context.Context, labels string) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	defer cancel()
 	left := map[string]bool{}
 	_, err := watchtools.UntilWithSync(ctx, cache.NewFilteredListWatchFromClient(
 		p.Core.CoreV1().RESTClient(), "pods", Namespace, func(o *metav1.ListOptions) {

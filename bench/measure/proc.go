@@ -18,17 +18,13 @@ const tick = 10 * time.Millisecond
 // Procs are processes of one program.
 type Procs []int
 
-// ProcsOf returns the processes that run the binary bin and name word in their
-// arguments or environment of start: those of one platform, without containers.
-func ProcsOf(bin, word string) (ps Procs) {
+// ProcsOf returns the processes of the platform with this data directory:
+// those of its own, without containers.
+func ProcsOf(dataDir string) (ps Procs) {
 	for _, pid := range pids() {
-		exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
-		if err != nil || strings.TrimSuffix(exe, " (deleted)") != bin {
-			continue
-		}
 		cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		environ, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
-		if bytes.Contains(cmdline, []byte(word)) || bytes.Contains(environ, []byte(word)) {
+		program, args, _ := bytes.Cut(cmdline, []byte{0})
+		if strings.HasPrefix(filepath.Base(string(program)), "sonagi") && bytes.Contains(args, []byte(dataDir)) {
 			ps = append(ps, pid)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"syscall"
 	"time"
@@ -62,10 +63,14 @@ func ask(ctx context.Context, dialer *net.Dialer, addr, host, path string) (Answ
 // enough to see the moment, seldom enough not to take its processor.
 const knockEvery = 200 * time.Microsecond
 
+// patience is how long one attempt may take: a link that comes up may also
+// lose what was said on a connection.
+const patience = 5 * time.Second
+
 // starting reports whether a failure is one of a server that does not listen yet.
 func starting(err error) bool {
 	var dial *net.OpError
-	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.ENETUNREACH) ||
+	return errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.ENETUNREACH) ||
 		errors.As(err, &dial) && dial.Op == "dial" && dial.Timeout()
 }
 
@@ -76,7 +81,9 @@ func FirstAnswer(ctx context.Context, addr, path string) error {
 	// only after a second.
 	dialer := &net.Dialer{Timeout: 20 * time.Millisecond}
 	for {
-		a, err := ask(ctx, dialer, addr, "bench", path)
+		once, cancel := context.WithTimeout(ctx, patience)
+		a, err := ask(once, dialer, addr, "bench", path)
+		cancel()
 		switch {
 		case err == nil && a.Status == http.StatusOK:
 			return nil

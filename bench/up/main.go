@@ -107,7 +107,7 @@ func (t *taken) platform(ctx context.Context, p *platform.Platform) error {
 	if err := wait(ctx, *rest); err != nil {
 		return err
 	}
-	t.bytes = append(t.bytes, measure.ProcsOf(p.Bin(), p.DataDir).PSS())
+	t.bytes = append(t.bytes, measure.ProcsOf(p.DataDir).PSS())
 	fmt.Printf("platform: ready after %s, %s after %s\n", measure.Ms(t.start[len(t.start)-1]), measure.MB(t.bytes[len(t.bytes)-1]), *rest)
 	return p.Interrupt(ctx)
 }

@@ -48,6 +48,7 @@ func bench(ctx context.Context, f measure.Flags, dir string) (err error) {
 			return err
 		}
 		defer func() { err = errors.Join(err, p.Stop()) }()
+		defer func() { err = errors.Join(err, p.Delete(context.WithoutCancel(ctx), service)) }()
 		if addr, err = run(ctx, p, hello); err != nil {
 			return err
 		}

@@ -53,11 +53,13 @@ const (
 	// what it does at once by itself.
 	scaleWriters = 32
 	// Nobody waits for a status, and it costs its readers work too.
-	statusWriters = 4
+	statusWriters = 2
 
 	// statusDelay gathers the changes of a revision that has been ready
-	// before: one that wakes in less is never shown as waking.
+	// before. One that wakes within wakingDelay is never shown as waking: the
+	// writes, and what others do about them, would only slow its pods down.
 	statusDelay = 300 * time.Millisecond
+	wakingDelay = 2 * time.Second
 )
 
 // Autoscaler scales the revisions.

@@ -89,7 +89,7 @@ func TestSlowStartIsShown(t *testing.T) {
 		w.poke("web", 1, 0)
 		held := of("web", 1)
 		held.Held, held.Ready = 1, 0
-		w.run(time.Second, held)
+		w.run(2*time.Second, held)
 		w.want("waking", "web", 1, 1, 0, "Unknown Queued")
 		w.run(6*time.Second, held)
 		w.want("awake", "web", 1, 1, 1, "True")

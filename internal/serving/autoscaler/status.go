@@ -109,12 +109,20 @@ func (a *Autoscaler) report(r *revision, now time.Time) {
 	switch {
 	case r.facts == r.known:
 		r.flush = time.Time{}
-	case r.inStatuses || !r.flush.IsZero():
-		// That one will carry it.
+	case r.inStatuses:
+		// That one will see to it.
 	case !r.known.initialized:
 		// Somebody waits for a new revision to be ready, or to fail.
 		a.push(&a.statuses, r)
 	default:
-		r.flush = now.Add(statusDelay)
+		r.flush = soonest(r.flush, now.Add(r.patience()))
 	}
+}
+
+// patience is how long news may wait to be written.
+func (r *revision) patience() time.Duration {
+	if r.facts.phase == scale.Activating {
+		return wakingDelay
+	}
+	return statusDelay
 }

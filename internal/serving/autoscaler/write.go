@@ -139,7 +139,7 @@ func (a *Autoscaler) writeStatus(ctx context.Context, r *revision) (more bool) {
 		if !r.known.initialized {
 			return true
 		}
-		r.flush = now.Add(statusDelay)
+		r.flush = now.Add(r.patience())
 	case apierrors.IsNotFound(err) || apierrors.IsConflict(err) || !a.live(r) || ctx.Err() != nil:
 		return false // gone, or another one of its name
 	default:
