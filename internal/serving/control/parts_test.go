@@ -9,7 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -41,15 +41,14 @@ func revisionOf(images ...string) *servingv1.Revision {
 // later and later; another revision does not wait for it.
 func TestDigestsHang(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var mu sync.Mutex
-		rings := 0
+		var rings atomic.Int32
 		d := newDigests(func(ctx context.Context, image Image) (string, error) {
 			if strings.HasPrefix(image.Reference, "good") {
 				return image.Reference + "@sha256:1", nil
 			}
 			<-ctx.Done()
 			return "", ctx.Err()
-		}, func(client.ObjectKey) { mu.Lock(); rings++; mu.Unlock() })
+		}, func(client.ObjectKey) { rings.Add(1) })
 		s := &desired.Settings{DigestTimeout: 10 * time.Second}
 		bad := revisionOf("hangs")
 		if a := d.ask(bad, s); !a.pending || !a.fresh {
@@ -64,8 +63,8 @@ func TestDigestsHang(t *testing.T) {
 		}
 		time.Sleep(patience)
 		synctest.Wait()
-		if a := d.ask(bad, s); !a.pending || a.fresh || rings != 2 {
-			t.Errorf("after a while: %+v, %d rings", a, rings)
+		if a := d.ask(bad, s); !a.pending || a.fresh || rings.Load() != 2 {
+			t.Errorf("after a while: %+v, %d rings", a, rings.Load())
 		}
 		time.Sleep(s.DigestTimeout)
 		synctest.Wait()
