@@ -116,3 +116,9 @@ func (s *Space) Says(wants []string, args ...string) string {
 	})
 	return out
 }
+
+// LoadImage loads an archive or a layout into the platform.
+func (p *Platform) LoadImage(path string) error {
+	_, err := p.Sonagi(context.Background(), "image", "load", path)
+	return err
+}

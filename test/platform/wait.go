@@ -14,7 +14,7 @@ import (
 
 // Main starts one platform for all tests of a package, and afterwards removes
 // it and reports what it left behind. Call it from TestMain.
-func Main(m *testing.M, p **Platform, extra ...string) int {
+func Main(m interface{ Run() int }, p **Platform, extra ...string) int {
 	if os.Geteuid() != 0 {
 		fmt.Fprintln(os.Stderr, "the scenarios run containers and therefore need root: sudo make test")
 		return 1
