@@ -10,7 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // lock makes this the only supervisor of the data directory, until it ends: the
@@ -63,20 +64,28 @@ func running(s Settings) int {
 	return holder(s)
 }
 
-// gone waits until the process pid has ended. Another's child cannot be waited
-// for, so it polls its pidfd.
+// gone waits until the process pid has ended and its files are closed, ports
+// included: it is no child of ours, so its pidfd is polled. That a parent has
+// yet to fetch its exit code is no matter.
 func gone(ctx context.Context, pid int) error {
-	p, err := os.FindProcess(pid)
-	if err != nil {
-		return nil
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
+		return nil // it is no more, or is another's thread
 	}
-	defer func() { _ = p.Release() }()
-	for p.Signal(syscall.Signal(0)) == nil {
-		select {
-		case <-ctx.Done():
+	if err != nil {
+		return fmt.Errorf("process %d: %w", pid, err)
+	}
+	defer unix.Close(fd)
+	const slice = 100 // milliseconds until ctx is looked at again
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, slice)
+		switch {
+		case n > 0:
+			return nil
+		case err != nil && !errors.Is(err, unix.EINTR):
+			return fmt.Errorf("process %d: %w", pid, err)
+		case ctx.Err() != nil:
 			return fmt.Errorf("process %d still runs: %w", pid, context.Cause(ctx))
-		case <-time.After(10 * time.Millisecond):
 		}
 	}
-	return nil
 }

@@ -3,10 +3,12 @@
 package app
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"os"
 	"runtime/debug"
@@ -130,7 +132,12 @@ func endOrphans(ctx context.Context, s Settings) error {
 	if err != nil {
 		return nil // no earlier start, or nothing that can be read
 	}
-	for name, p := range last.Children {
+	processes := maps.Clone(last.Children)
+	if processes == nil {
+		processes = map[string]*Process{}
+	}
+	processes["supervisor"] = &Process{Pid: last.Pid} // its lock goes a moment before its ports
+	for name, p := range processes {
 		if !isOurs(p.Pid, name) {
 			continue
 		}
@@ -188,13 +195,23 @@ func choosePorts(s Settings, o UpOptions, view *progress) (Settings, error) {
 }
 
 // isOurs says whether pid is a child of an earlier supervisor in this role, and
-// not a stranger that was given the same number.
+// not a stranger that was given the same number. One that was killed a moment
+// ago has no command line any more, but holds its ports still.
 func isOurs(pid int, role string) bool {
 	if pid <= 0 {
 		return false
 	}
-	cmdline, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
-	return err == nil && containsArgs(cmdline, "run", role)
+	proc := "/proc/" + strconv.Itoa(pid)
+	cmdline, err := os.ReadFile(proc + "/cmdline")
+	if err != nil {
+		return false
+	}
+	if len(cmdline) > 0 {
+		return containsArgs(cmdline, "run", role)
+	}
+	name, _ := os.ReadFile(proc + "/comm")
+	own, _ := os.ReadFile("/proc/self/comm")
+	return bytes.Equal(name, own)
 }
 
 func closeAll(files []*os.File) {
