@@ -198,13 +198,13 @@ func (a *Agent) hook(ctx context.Context, p *corev1.Pod, m *pod.Member, id, ip s
 			err = fmt.Errorf("command '%s' exited with %d: %s", strings.Join(h.Exec.Command, " "), code, out)
 		}
 		if err != nil {
-			return fmt.Errorf("Exec lifecycle hook (%v) for Container %q in Pod %q failed - error: %w, message: %q", h.Exec.Command, m.Spec.Name, name, err, out)
+			return fmt.Errorf("%s lifecycle hook (%v) for Container %q in Pod %q failed - error: %w, message: %q", "Exec", h.Exec.Command, m.Spec.Name, name, err, out)
 		}
 		return nil
 	case h.HTTPGet != nil:
 		err := a.asker.Get(ctx, h.HTTPGet, probe.Target{IP: ip, Container: m.Spec})
 		if err != nil {
-			return fmt.Errorf("HTTP lifecycle hook (%s) for Container %q in Pod %q failed - error: %w", h.HTTPGet.Path, m.Spec.Name, name, err)
+			return fmt.Errorf("%s lifecycle hook (%s) for Container %q in Pod %q failed - error: %w", "HTTP", h.HTTPGet.Path, m.Spec.Name, name, err)
 		}
 		return nil
 	case h.Sleep != nil:
@@ -212,7 +212,7 @@ func (a *Agent) hook(ctx context.Context, p *corev1.Pod, m *pod.Member, id, ip s
 		case <-time.After(time.Duration(h.Sleep.Seconds) * time.Second):
 			return nil
 		case <-ctx.Done():
-			return fmt.Errorf("Sleep lifecycle hook (%d) for Container %q in Pod %q failed - error: %w", h.Sleep.Seconds, m.Spec.Name, name, context.Cause(ctx))
+			return fmt.Errorf("%s lifecycle hook (%d) for Container %q in Pod %q failed - error: %w", "Sleep", h.Sleep.Seconds, m.Spec.Name, name, context.Cause(ctx))
 		}
 	}
 	return errors.New("invalid lifecycle hook")

@@ -18,6 +18,7 @@ import (
 	"github.com/sonagi/sonagi/internal/node/container"
 	"github.com/sonagi/sonagi/internal/node/image"
 	"github.com/sonagi/sonagi/internal/node/pod"
+	"github.com/sonagi/sonagi/internal/node/podlog"
 	"github.com/sonagi/sonagi/internal/node/volume"
 )
 
@@ -252,6 +253,9 @@ func (l *launch) prepareFiles() error {
 	}
 	if err == nil {
 		err = os.MkdirAll(filepath.Dir(l.logPath), 0o755)
+	}
+	if err == nil && l.attempt > 1 { // the attempt before this one is kept, for kubectl logs --previous
+		err = podlog.Remove(l.w.a.logPath(l.p, l.m.Spec.Name, l.attempt-2))
 	}
 	if err != nil {
 		return failed("CreateContainerError", err)

@@ -32,14 +32,18 @@ func (a *Agent) keepLogs(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		for _, w := range a.all() {
-			for id, path := range w.openLogs() {
-				_, err := podlog.Rotate(path, a.o.LogMaxBytes, a.o.LogMaxFiles, a.now(), func() error {
-					return a.o.Containers.ReopenLog(ctx, id)
-				})
-				if err != nil && ctx.Err() == nil {
-					a.log.Warn("log not rotated", "path", path, "err", err)
-				}
+		a.rotateLogs(ctx)
+	}
+}
+
+func (a *Agent) rotateLogs(ctx context.Context) {
+	for _, w := range a.all() {
+		for id, path := range w.openLogs() {
+			_, err := podlog.Rotate(path, a.o.LogMaxBytes, a.o.LogMaxFiles, a.now(), func() error {
+				return a.o.Containers.ReopenLog(ctx, id)
+			})
+			if err != nil && ctx.Err() == nil {
+				a.log.Warn("log not rotated", "path", path, "err", err)
 			}
 		}
 	}

@@ -74,7 +74,6 @@ type member struct {
 	hooking bool          // its postStart hook runs
 	probes  context.CancelFunc
 	logPath string
-	grace   *int64 // grace period given by a probe
 }
 
 // errEnding is why starts are broken off when their pod has to end.

@@ -356,6 +356,17 @@ func LastLines(path string, n int64, maxBytes int) (string, error) {
 	return text, err
 }
 
+// Remove removes a log and its older files. What is not there is no error.
+func Remove(path string) error {
+	var errs []error
+	for _, file := range append(Rotated(path), path) {
+		if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // Rotate puts a log that has reached size aside and keeps at most keep files of
 // it, itself included. reopen makes the writer begin the new file.
 func Rotate(path string, size int64, keep int, now time.Time, reopen func() error) (bool, error) {
