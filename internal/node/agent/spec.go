@@ -66,7 +66,7 @@ func (l *launch) build(ctx context.Context, r *root, s pod.Sources, sandbox netw
 	spec := container.Spec{
 		ID: l.id, Labels: l.labels(r.img),
 		RootFS: r.path, ReadOnlyRoot: sec.ReadOnlyRoot,
-		Args: args, Env: withDefaults(env, user.Home, s), Cwd: c.WorkingDir,
+		Args: args, Env: withDefaults(env, user.Home, c.TTY, s), Cwd: c.WorkingDir,
 		User:   container.User{UID: user.UID, GID: user.GID, Groups: user.Groups},
 		Mounts: mounts, CgroupParent: cgroupParent(l.w.uid),
 		Resources:    l.resources(),
@@ -232,8 +232,11 @@ func parseUser(text string) *corev1.LinuxContainerUser {
 	return &corev1.LinuxContainerUser{UID: n[0], GID: n[1], SupplementalGroups: n[2:]}
 }
 
+// term is what programs are told of their terminal; all of them know this kind.
+const term = "TERM=xterm"
+
 // withDefaults adds what every process expects to find.
-func withDefaults(env []string, home string, s pod.Sources) []string {
+func withDefaults(env []string, home string, tty bool, s pod.Sources) []string {
 	has := func(name string) bool {
 		return slices.ContainsFunc(env, func(kv string) bool { return strings.HasPrefix(kv, name+"=") })
 	}
@@ -245,6 +248,9 @@ func withDefaults(env []string, home string, s pod.Sources) []string {
 	}
 	if !has("HOME") && home != "" {
 		env = append(env, "HOME="+home)
+	}
+	if tty && !has("TERM") {
+		env = append(env, term)
 	}
 	return env
 }
@@ -303,8 +309,7 @@ func (l *launch) mount(ctx context.Context, v *volume.Pod, i int, m *corev1.Volu
 	if !filepath.IsAbs(out.Destination) {
 		out.Destination = "/" + out.Destination
 	}
-	claim := l.p.Spec.Volumes[at].PersistentVolumeClaim
-	if m.ReadOnly || claim != nil && claim.ReadOnly || l.p.Spec.Volumes[at].Image != nil {
+	if m.ReadOnly || readOnly(&l.p.Spec.Volumes[at]) {
 		out.Options = []string{"rbind", "ro"}
 		if r := m.RecursiveReadOnly; r != nil && *r != corev1.RecursiveReadOnlyDisabled {
 			out.Options = []string{"rbind", "ro", "rro"}
@@ -319,6 +324,13 @@ func (l *launch) mount(ctx context.Context, v *volume.Pod, i int, m *corev1.Volu
 		}
 	}
 	return out, nil
+}
+
+// readOnly says that a volume is written by others than its pod: the next change
+// of an object would undo what a container wrote.
+func readOnly(v *corev1.Volume) bool {
+	claim := v.PersistentVolumeClaim
+	return v.ConfigMap != nil || v.Secret != nil || v.Projected != nil || v.DownwardAPI != nil || v.Image != nil || claim != nil && claim.ReadOnly
 }
 
 // imageVolume mounts an image as a volume of the pod, once for each container

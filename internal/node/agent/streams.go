@@ -97,7 +97,11 @@ type execer struct {
 func (e execer) ExecInContainer(ctx context.Context, _, _, _ string, cmd []string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize, _ time.Duration) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	code, err := e.a.o.Containers.Exec(ctx, e.id, container.ExecSpec{Args: cmd, TTY: tty}, joined(ctx, in, out, errOut, resize))
+	spec := container.ExecSpec{Args: cmd, TTY: tty}
+	if tty {
+		spec.Env = []string{term}
+	}
+	code, err := e.a.o.Containers.Exec(ctx, e.id, spec, joined(ctx, in, out, errOut, resize))
 	if err != nil {
 		return err
 	}
