@@ -29,8 +29,9 @@ func (p *Platform) Space(t testing.TB, name string) *Space {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		if t.Failed() {
-			out, _ := p.Kubectl(ctx, "-n", name, "get", "pod,event", "-o", "wide", "--sort-by=.metadata.creationTimestamp")
-			t.Logf("in namespace %s:\n%s", name, out)
+			pods, _ := p.Kubectl(ctx, "-n", name, "get", "pod", "-o", "wide")
+			events, _ := p.Kubectl(ctx, "-n", name, "get", "event", "--sort-by=.lastTimestamp")
+			t.Logf("in namespace %s:\n%s\n%s", name, pods, events)
 		}
 		_, _ = p.Kubectl(ctx, "delete", "namespace", name, "--wait=false")
 	})

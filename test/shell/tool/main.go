@@ -28,7 +28,7 @@ func main() {
 	if len(os.Args) < 2 {
 		fail("usage: tool serve|grpc|udp|api|eat|hold …")
 	}
-	args := append(os.Args[2:], "")
+	args := append(os.Args[2:], "0")
 	switch os.Args[1] {
 	case "serve":
 		serve(args[0])
@@ -63,6 +63,7 @@ func serve(port string) {
 		}
 	})
 	fmt.Println("listening on", port)
+	go hold("")
 	fail(http.ListenAndServe(":"+port, nil))
 }
 
@@ -146,7 +147,9 @@ func eat(mebibytes string) {
 func hold(code string) {
 	told := make(chan os.Signal, 1)
 	signal.Notify(told, syscall.SIGTERM, syscall.SIGINT)
-	fmt.Println("holding")
+	if code != "" {
+		fmt.Println("holding")
+	}
 	fmt.Println("told", <-told)
 	n, _ := strconv.Atoi(code)
 	os.Exit(n)
