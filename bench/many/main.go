@@ -46,8 +46,9 @@ func bench(ctx context.Context, f measure.Flags, dir string) (err error) {
 	if err := wait(ctx, *rest); err != nil {
 		return err
 	}
-	before, objectsBefore := weigh(p), map[string]int{}
-	if objectsBefore, err = count(ctx, p); err != nil {
+	before := weigh(p)
+	objectsBefore, err := count(ctx, p)
+	if err != nil {
 		return err
 	}
 	names := make([]string, *many)
