@@ -91,7 +91,7 @@ func node(ctx context.Context, s Settings, log *slog.Logger) ([][]run.Task, erro
 	if err != nil {
 		return nil, err
 	}
-	options, err := s.agent(core, files, p, traffic.endpoint, log)
+	options, err := s.agent(core, files, p, traffic, log)
 	if err != nil {
 		return nil, err
 	}
@@ -228,7 +228,15 @@ func (t *traffic) endpoint(e agent.PodEndpoint) {
 	}
 }
 
-func (s Settings) agent(core kubernetes.Interface, files *pki.Files, p podRooms, onEndpoint func(agent.PodEndpoint), log *slog.Logger) (agent.Options, error) {
+// drained waits until no request is in a pod of a revision.
+func (t *traffic) drained(ctx context.Context, e agent.PodEndpoint) {
+	if revision := e.Labels[serving.RevisionLabelKey]; revision != "" {
+		// What is still in the pod when ctx ends has had the grace period to finish.
+		_ = t.activator.Drained(ctx, routing.Name{Namespace: e.Namespace, Name: revision}, string(e.UID))
+	}
+}
+
+func (s Settings) agent(core kubernetes.Interface, files *pki.Files, p podRooms, t *traffic, log *slog.Logger) (agent.Options, error) {
 	port := strconv.Itoa(int(s.KubeletPort))
 	clients, err := pool(files.CA.Cert)
 	if err != nil {
@@ -243,7 +251,7 @@ func (s Settings) agent(core kubernetes.Interface, files *pki.Files, p podRooms,
 		Containers: p.runtime, Images: p.images, Network: p.network,
 		Dir: s.Path("pods"), LogDir: s.Path("logs", "pods"), DataDir: s.DataDir,
 		ClusterDomain: s.ClusterDomain, ClusterDNS: []netip.Addr{s.DNSIP()},
-		OnEndpoint: onEndpoint,
+		OnEndpoint: t.endpoint, Drained: t.drained,
 		API: agent.API{
 			Listen: []string{net.JoinHostPort("127.0.0.1", port), net.JoinHostPort(s.BridgeIP().String(), port)},
 			Certificate: func() (*tls.Certificate, error) {

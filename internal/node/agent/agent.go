@@ -79,6 +79,10 @@ type Options struct {
 
 	// OnEndpoint is called in order for each pod and must not block.
 	OnEndpoint func(PodEndpoint)
+	// Drained returns once no request is in a pod that OnEndpoint has said is
+	// terminating, or when ctx ends. Its containers get their signal after
+	// that. It may be nil.
+	Drained func(ctx context.Context, pod PodEndpoint)
 
 	API API
 

@@ -85,6 +85,7 @@ func (w *worker) kill(p *corev1.Pod, m pod.Member, id string, exited <-chan stru
 	if hook := m.Spec.Lifecycle; hook != nil && hook.PreStop != nil && by.Sub(begun) > 0 {
 		w.preStop(p, &m, id, hook.PreStop, exited, by)
 	}
+	w.drain(p, exited, by)
 	if least := w.a.now().Add(leastGrace); by.Before(least) {
 		by = least
 	}
@@ -153,6 +154,25 @@ func (w *worker) preStop(p *corev1.Pod, m *pod.Member, id string, h *corev1.Life
 		if err != nil && ctx.Err() == nil {
 			w.a.warn(p, m, "FailedPreStopHook", "PreStopHook failed")
 		}
+	case <-exited:
+	}
+}
+
+// drain waits until the data plane has no request in a pod that is leaving: a
+// program that ends at its signal would break them off.
+func (w *worker) drain(p *corev1.Pod, exited <-chan struct{}, by time.Time) {
+	if w.a.o.Drained == nil || p.DeletionTimestamp == nil {
+		return
+	}
+	ctx, cancel := context.WithDeadline(w.ctx, by)
+	defer cancel()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		w.a.o.Drained(ctx, PodEndpoint{Namespace: p.Namespace, Name: p.Name, UID: p.UID, Labels: p.Labels, Terminating: true})
+	}()
+	select {
+	case <-done:
 	case <-exited:
 	}
 }
