@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"time"
@@ -41,4 +42,43 @@ spec:
 	r.awaitEndpoint("web", "terminating", func(e PodEndpoint) bool { return e.Terminating })
 	r.awaitGone("web")
 	r.awaitEvent("web", "Killing: Stopping container app")
+}
+
+func TestDrains(t *testing.T) {
+	begun, release := make(chan PodEndpoint, 1), make(chan struct{})
+	r := newRig(t, func(o *Options) {
+		o.Drained = func(ctx context.Context, e PodEndpoint) {
+			begun <- e
+			select {
+			case <-release:
+			case <-ctx.Done():
+			}
+		}
+	})
+	const text = `
+metadata: {name: web}
+spec:
+  containers: [{name: app, command: [sh, -c, "trap 'exit 0' TERM; sleep 1000 & wait"]}]
+`
+	r.apply(text)
+	r.awaitEndpoint("web", "ready", func(e PodEndpoint) bool { return e.Ready })
+	p := r.awaitReady("web")
+	r.delete("web", 30)
+	if e := <-begun; !e.Terminating || e.Name != "web" {
+		t.Errorf("drained is %+v", e)
+	}
+	<-time.After(300 * time.Millisecond)
+	if got := r.exec(p, "app", "echo here"); got != "here\n" {
+		t.Errorf("the container says %q", got)
+	}
+	close(release)
+	r.awaitGone("web")
+
+	// Requests that do not end are not waited for longer than the pod has.
+	release = make(chan struct{})
+	r.apply(text)
+	r.awaitReady("web")
+	r.delete("web", 1)
+	<-begun
+	r.awaitGone("web")
 }

@@ -164,17 +164,28 @@ func (w *worker) drain(p *corev1.Pod, exited <-chan struct{}, by time.Time) {
 	if w.a.o.Drained == nil || p.DeletionTimestamp == nil {
 		return
 	}
-	ctx, cancel := context.WithDeadline(w.ctx, by)
+	ctx, cancel := context.WithCancel(w.ctx)
 	defer cancel()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		w.a.o.Drained(ctx, PodEndpoint{Namespace: p.Namespace, Name: p.Name, UID: p.UID, Labels: p.Labels, Terminating: true})
 	}()
-	select {
-	case <-done:
-	case <-exited:
-	}
+	w.awaitExit(merged(ctx, done, exited), by)
+}
+
+// merged is closed when one of the two is, or ctx ends.
+func merged(ctx context.Context, a, b <-chan struct{}) <-chan struct{} {
+	out := make(chan struct{})
+	go func() {
+		defer close(out)
+		select {
+		case <-a:
+		case <-b:
+		case <-ctx.Done():
+		}
+	}()
+	return out
 }
 
 // address is the pod's IP address, once it has one.

@@ -153,6 +153,7 @@ func (w *worker) sync() (next time.Time, finished bool) {
 	w.members()
 	w.judge(now)
 	if w.ending {
+		w.announce() // no more requests for it, before those under way are waited for
 		w.end(now)
 	} else {
 		next = w.bringUp(now)
