@@ -66,7 +66,9 @@ func (s Settings) With(configMap string, data map[string]string) Settings {
 }
 
 // Options are the settings that a table keeps itself.
-func (s Settings) Options() routing.Options { return routing.Options{TagHeader: s.TagHeader} }
+func (s Settings) Options() routing.Options {
+	return routing.Options{TagHeader: s.TagHeader, ClusterDomain: s.ClusterDomain}
+}
 
 // tagged is the first label of a tag's local name. Tag templates join the two
 // names; they cannot do more, since they may not contain a dot.

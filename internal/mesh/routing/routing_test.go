@@ -89,7 +89,7 @@ func TestSplitGoesOnAcrossTables(t *testing.T) {
 
 func TestMatch(t *testing.T) {
 	e := (*Table)(nil).Edit()
-	e.SetOptions(Options{TagHeader: true})
+	e.SetOptions(Options{TagHeader: true, ClusterDomain: "cluster.local"})
 	main := NewSplit([]Share{{name("a"), 100}})
 	blue := NewSplit([]Share{{name("b"), 100}})
 	e.SetRoute(&Route{
@@ -119,6 +119,13 @@ func TestMatch(t *testing.T) {
 		{Query{Host: "blue-r.example"}, Matched, "b", "blue"},
 		{Query{Host: "r.default.svc.cluster.local"}, NotVisible, "", ""},
 		{Query{Host: "r.default.svc.cluster.local", Internal: true}, Matched, "a", ""},
+		{Query{Host: "a.default", Internal: true}, Matched, "a", ""},
+		{Query{Host: "a.default.svc", Internal: true}, Matched, "a", ""},
+		{Query{Host: "a.default.svc.cluster.local", Internal: true}, Matched, "a", ""},
+		{Query{Host: "a.default.svc.cluster.local"}, NotVisible, "", ""},
+		{Query{Host: "a.default.svc.elsewhere", Internal: true}, UnknownHost, "", ""},
+		{Query{Host: "a.default.pod", Internal: true}, UnknownHost, "", ""},
+		{Query{Host: "a.other.svc", Internal: true}, UnknownHost, "", ""},
 		{Query{Host: "nobody.example"}, UnknownHost, "", ""},
 		{Query{Host: ""}, UnknownHost, "", ""},
 		{Query{Host: "idle.example"}, NoTraffic, "", ""},

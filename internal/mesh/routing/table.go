@@ -2,7 +2,10 @@
 
 package routing
 
-import "maps"
+import (
+	"maps"
+	"strings"
+)
 
 // Table holds all routes and revisions. It does not change.
 type Table struct {
@@ -17,6 +20,8 @@ type Table struct {
 type Options struct {
 	// TagHeader lets requests choose a tag by the header Knative-Serving-Tag.
 	TagHeader bool
+	// ClusterDomain ends the full names of Services.
+	ClusterDomain string
 }
 
 // entry is a host in the table.
@@ -66,7 +71,7 @@ func (t *Table) Match(q Query) (Target, Refusal) {
 	}
 	e, ok := t.hosts[q.Host]
 	if !ok {
-		return Target{}, UnknownHost
+		return t.matchRevision(q)
 	}
 	if e.Visibility == ClusterLocal && !q.Internal {
 		return Target{}, NotVisible
@@ -87,6 +92,21 @@ func (t *Table) Match(q Query) (Target, Refusal) {
 		return target, UnknownRevision
 	}
 	return target, Matched
+}
+
+// matchRevision finds the revision whose own Service a host is. Pods alone know those names.
+func (t *Table) matchRevision(q Query) (Target, Refusal) {
+	name, rest, _ := strings.Cut(q.Host, ".")
+	namespace, rest, _ := strings.Cut(rest, ".")
+	service, domain, full := strings.Cut(rest, ".")
+	revision, ok := t.revisions[Name{Namespace: namespace, Name: name}]
+	switch {
+	case !ok, rest != "" && service != "svc", full && domain != t.options.ClusterDomain:
+		return Target{}, UnknownHost
+	case !q.Internal:
+		return Target{}, NotVisible
+	}
+	return Target{Revision: revision}, Matched
 }
 
 // Route returns a route.

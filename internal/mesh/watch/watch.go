@@ -83,6 +83,7 @@ func New(o Options) *Watch {
 	for _, f := range w.feeds {
 		w.waiting[f] = true
 	}
+	w.push(func(e *routing.Edit) { e.SetOptions(w.settings.Options()) })
 	return w
 }
 
