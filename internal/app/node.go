@@ -104,6 +104,11 @@ func node(ctx context.Context, s Settings, log *slog.Logger) ([][]run.Task, erro
 	local.Handle(watch.Path, traffic.watch.Handler())
 	local.Handle("/metrics", traffic.meter.Handler(traffic.activator.States))
 	return [][]run.Task{
+		// Closed after all that uses it, and before it is cleaned up: an open one mends what is removed.
+		{{Name: "pod network", Run: func(ctx context.Context) error {
+			<-ctx.Done()
+			return p.network.Close()
+		}}},
 		// The gateway first: after a crash, connections wait in its sockets already.
 		{traffic.gateway.Task(), p.registryTask(s), listenUnix("node socket", s.nodeSocket(), local)},
 		// Informers that find no API wait ever longer before they ask again, so they start when it answers.
@@ -132,7 +137,11 @@ type podRooms struct {
 }
 
 func openPods(ctx context.Context, s Settings, log *slog.Logger) (p podRooms, err error) {
-	if p.network, err = network.Open(s.network(log)); err != nil {
+	p.network, err = network.Open(s.network(log))
+	if errors.Is(err, network.ErrConflict) {
+		return p, fmt.Errorf("%w with --pod-cidr or --service-cidr", err)
+	}
+	if err != nil {
 		return p, err
 	}
 	if p.images, err = image.Open(image.Options{

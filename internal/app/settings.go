@@ -87,7 +87,7 @@ func Load(dataDir string) (Settings, error) {
 		return s, nil
 	}
 	if err != nil {
-		return s, fmt.Errorf("settings: %w", err)
+		return s, fmt.Errorf("the data directory %s cannot be used (%w). Choose another with --data-dir", dataDir, err)
 	}
 	if err := json.Unmarshal(text, &s); err != nil {
 		return s, fmt.Errorf("settings in %s: %w; remove the file to start with defaults", s.file(), err)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"net/netip"
 	"os"
@@ -37,33 +38,20 @@ func Up(ctx context.Context, s Settings, o UpOptions) error {
 	if err := check.All(check.Machine(s.DataDir)); err != nil {
 		return err
 	}
+	_, err := os.Stat(s.DataDir)
+	fresh := errors.Is(err, fs.ErrNotExist)
 	held, err := lock(s)
 	if err != nil {
 		return err
 	}
 	defer held.Close()
-	if err := endOrphans(ctx, s); err != nil {
-		return err
-	}
-	if err := os.MkdirAll(s.Path("images"), 0o700); err != nil {
-		return fmt.Errorf("data directory: %w", err)
-	}
-	if err := image.Check(s.Path("images")); err != nil {
-		return err
-	}
 	view := newProgress(o.Out, began)
-	if s, err = choosePorts(s, o, view); err != nil {
-		return err
-	}
-	if err := s.Save(); err != nil {
-		return err
-	}
-	// Before the children, because node may need its credentials before control is up.
-	if _, err := pki.Ensure(s.Path("pki"), s.certificates()); err != nil {
-		return err
-	}
-	files, err := listeners(s)
+	s, files, err := prepare(ctx, s, o, view)
 	if err != nil {
+		view.done()
+		if fresh { // what was refused leaves nothing
+			err = errors.Join(err, os.RemoveAll(s.DataDir))
+		}
 		return err
 	}
 	defer closeAll(files)
@@ -115,6 +103,33 @@ func Up(ctx context.Context, s Settings, o UpOptions) error {
 		<-greeted
 	}
 	return hint(s, err)
+}
+
+// prepare looks for what would make the start fail, and returns the settings with
+// the ports that were found, and the gateway's sockets.
+func prepare(ctx context.Context, s Settings, o UpOptions, view *progress) (Settings, []*os.File, error) {
+	if err := endOrphans(ctx, s); err != nil {
+		return s, nil, err
+	}
+	if err := os.MkdirAll(s.Path("images"), 0o700); err != nil {
+		return s, nil, fmt.Errorf("data directory: %w", err)
+	}
+	if err := image.Check(s.Path("images")); err != nil {
+		return s, nil, err
+	}
+	s, err := choosePorts(s, o, view)
+	if err != nil {
+		return s, nil, err
+	}
+	if err := s.Save(); err != nil {
+		return s, nil, err
+	}
+	// Before the children, because node may need its credentials before control is up.
+	if _, err := pki.Ensure(s.Path("pki"), s.certificates()); err != nil {
+		return s, nil, err
+	}
+	files, err := listeners(s)
+	return s, files, err
 }
 
 // hint adds to a start that failed where more can be read.

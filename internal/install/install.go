@@ -131,6 +131,9 @@ func put(ctx context.Context, api dynamic.Interface, obj *unstructured.Unstructu
 		keepSettings(obj)
 		_, err = client.Apply(ctx, obj.GetName(), obj, metav1.ApplyOptions{FieldManager: manager, Force: true})
 	}
+	if apierrors.IsInvalid(err) && freed(ctx, api, obj) {
+		_, err = client.Create(ctx, obj, metav1.CreateOptions{FieldManager: manager})
+	}
 	if err != nil {
 		return fmt.Errorf("%s %s: %w", obj.GetKind(), obj.GetName(), err)
 	}
@@ -145,6 +148,28 @@ func put(ctx context.Context, api dynamic.Interface, obj *unstructured.Unstructu
 		}
 	}
 	return nil
+}
+
+// freed gives back the address of a Service that was being created when the API
+// server was killed: the address is allocated first, and then the Service does
+// not come to be. The API server's own repair takes minutes.
+func freed(ctx context.Context, api dynamic.Interface, obj *unstructured.Unstructured) bool {
+	ip, _, _ := unstructured.NestedString(obj.Object, "spec", "clusterIP")
+	if obj.GetKind() != "Service" || ip == "" {
+		return false
+	}
+	addresses := api.Resource(schema.GroupVersionResource{Group: "networking.k8s.io", Version: "v1", Resource: "ipaddresses"})
+	address, err := addresses.Get(ctx, ip, metav1.GetOptions{})
+	if err != nil {
+		return false
+	}
+	name, _, _ := unstructured.NestedString(address.Object, "spec", "parentRef", "name")
+	namespace, _, _ := unstructured.NestedString(address.Object, "spec", "parentRef", "namespace")
+	if name != obj.GetName() || namespace != obj.GetNamespace() {
+		return false
+	}
+	uid := address.GetUID()
+	return addresses.Delete(ctx, ip, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}}) == nil
 }
 
 // keepSettings leaves of a ConfigMap with settings only the example.

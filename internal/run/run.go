@@ -18,6 +18,9 @@ type Task struct {
 	Ready func(context.Context) error // blocks until the task serves; nil means at once
 }
 
+// afterFailure is how long the tasks have to end when one of them has failed.
+const afterFailure = 2 * time.Second
+
 // A stage is a set of running tasks with a context of its own.
 type stage struct {
 	cancel context.CancelFunc
@@ -34,6 +37,8 @@ type Watcher interface {
 // Stages starts each stage once the one before it is ready, and runs until
 // ctx ends or a task returns. It then ends the stages from last to first, so
 // that a task can rely on every earlier stage until it has returned itself.
+// When a task has failed, the others may be unable to end without it, such as
+// requests without their store; they get a moment only, and the process is to end.
 func Stages(ctx context.Context, watch Watcher, stages ...[]Task) error {
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
@@ -47,14 +52,24 @@ func Stages(ctx context.Context, watch Watcher, stages ...[]Task) error {
 		}
 	}
 	<-ctx.Done()
-	for i := len(started) - 1; i >= 0; i-- {
-		started[i].cancel()
-		started[i].tasks.Wait()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for i := len(started) - 1; i >= 0; i-- {
+			started[i].cancel()
+			started[i].tasks.Wait()
+		}
+	}()
+	err := context.Cause(ctx)
+	if errors.Is(err, context.Canceled) {
+		<-ended
+		return nil
 	}
-	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
-		return err
+	select {
+	case <-ended:
+	case <-time.After(afterFailure):
 	}
-	return nil
+	return err
 }
 
 func start(ctx context.Context, tasks []Task, fail context.CancelCauseFunc) *stage {
