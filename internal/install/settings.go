@@ -69,6 +69,7 @@ max-scale-down-rate: "2.0"
 # Whether a revision without requests loses its last pod.
 enable-scale-to-zero: "true"
 # How long the last pod may stay until requests are sure to be caught without it.
+# Here they always are, so it goes when the window is over.
 scale-to-zero-grace-period: "30s"
 # How long the last pod is kept at least.
 scale-to-zero-pod-retention-period: "0s"

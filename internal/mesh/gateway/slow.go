@@ -202,6 +202,7 @@ func (s *slow) refuse(w http.ResponseWriter, no *refusal) {
 func (s *slow) rewrite(p *httputil.ProxyRequest) {
 	p.Out.URL.Scheme = "http"
 	p.Out.Host = p.In.Host
+	p.Out.Trailer = p.In.Trailer // it is filled when the body has been read
 	host, _, _ := net.SplitHostPort(p.In.RemoteAddr)
 	for _, name := range hopsOnly {
 		p.Out.Header.Del(name)

@@ -81,7 +81,9 @@ func (s settings) spec(pa *autoscalingv1alpha1.PodAutoscaler) scale.Spec {
 		Initial:           s.kpa.InitialScale,
 		Reachable:         pa.Spec.Reachability != autoscalingv1alpha1.ReachabilityUnreachable,
 		ToZero:            s.kpa.EnableScaleToZero,
-		Grace:             s.kpa.ScaleToZeroGracePeriod,
+		// The grace period bounds how long the last pod may stay until requests are sure to be
+		// caught without it. Here they always are: there is nothing to wait for.
+		Grace:             0,
 		Retention:         or(s.kpa.ScaleToZeroPodRetentionPeriod)(pa.ScaleToZeroPodRetention()),
 		ActivationTimeout: or(s.progressDeadline)(pa.ProgressDeadline()) + activationBuffer,
 	}
