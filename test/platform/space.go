@@ -3,6 +3,7 @@
 package platform
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os/exec"
@@ -39,9 +40,17 @@ func (p *Platform) Space(t testing.TB, name string) *Space {
 	return s
 }
 
-// Try runs kubectl in the namespace.
+// Try runs kubectl in the namespace and returns what it printed; when it fails,
+// what it complained of as well.
 func (s *Space) Try(args ...string) (string, error) {
-	return s.Kubectl(s.t.Context(), append([]string{"-n", s.Name}, args...)...)
+	cmd := s.Command(args...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Run(); err != nil {
+		all := out.String() + errs.String()
+		return all, fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, all)
+	}
+	return out.String(), nil
 }
 
 // K runs kubectl in the namespace, and the test fails if kubectl does.

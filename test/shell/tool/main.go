@@ -26,7 +26,7 @@ const account = "/var/run/secrets/kubernetes.io/serviceaccount/"
 
 func main() {
 	if len(os.Args) < 2 {
-		fail("usage: tool serve|grpc|udp|api|eat|hold …")
+		fail("usage: tool serve|grpc|udp|ask|api|eat|hold …")
 	}
 	args := append(os.Args[2:], "0")
 	switch os.Args[1] {
@@ -36,6 +36,8 @@ func main() {
 		health(args[0])
 	case "udp":
 		datagrams(args[0])
+	case "ask":
+		ask(args[0])
 	case "api":
 		api(args[0])
 	case "eat":
@@ -101,6 +103,24 @@ func datagrams(port string) {
 		}
 		_, _ = c.WriteTo([]byte(host+"\n"), from)
 	}
+}
+
+// ask sends a datagram and prints the answer.
+func ask(address string) {
+	c, err := net.Dial("udp", address)
+	if err != nil {
+		fail(err)
+	}
+	_ = c.SetDeadline(time.Now().Add(2 * time.Second))
+	if _, err := c.Write([]byte("?")); err != nil {
+		fail(err)
+	}
+	buf := make([]byte, 1500)
+	n, err := c.Read(buf)
+	if err != nil {
+		fail(err)
+	}
+	fmt.Print(string(buf[:n]))
 }
 
 // api asks the API server as the pod's service account and prints status and body.
