@@ -141,37 +141,40 @@ func TestTimeouts(t *testing.T) {
 	w.serve("total", app, func(r *routing.Revision) { r.Timeout = 700 * time.Millisecond })
 	w.serve("start", app, func(r *routing.Revision) { r.ResponseStart = 300 * time.Millisecond })
 	w.serve("idle", app, func(r *routing.Revision) { r.Idle = 400 * time.Millisecond })
-	for _, c := range []struct {
-		host, path, body string
-		status           int
-		cut              bool
-	}{
-		{"total", "/", "request timeout", 504, false},
-		{"total", "/begin", "begin", 200, true},
-		{"start", "/", "request timeout", 504, false},
-		{"start", "/drip", strings.Repeat("drip ", 10), 200, false},
-		{"idle", "/", "request timeout", 504, false},
-		{"idle", "/begin", "begin", 200, true},
-		{"idle", "/drip", strings.Repeat("drip ", 10), 200, false},
-	} {
-		for _, h2 := range []bool{false, true} {
-			t.Run(fmt.Sprint(c.host, c.path, h2), func(t *testing.T) {
-				client := w.client()
-				if h2 {
-					client = w.h2client()
-				}
-				resp, err := client.Get("http://" + c.host + ".example" + c.path)
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer resp.Body.Close()
-				body, err := io.ReadAll(resp.Body)
-				if resp.StatusCode != c.status || string(body) != c.body || (err != nil) != c.cut {
-					t.Errorf("%d %q %v", resp.StatusCode, body, err)
-				}
-			})
+	t.Run("of", func(t *testing.T) {
+		for _, c := range []struct {
+			host, path, body string
+			status           int
+			cut              bool
+		}{
+			{"total", "/", "request timeout", 504, false},
+			{"total", "/begin", "begin", 200, true},
+			{"start", "/", "request timeout", 504, false},
+			{"start", "/drip", strings.Repeat("drip ", 10), 200, false},
+			{"idle", "/", "request timeout", 504, false},
+			{"idle", "/begin", "begin", 200, true},
+			{"idle", "/drip", strings.Repeat("drip ", 10), 200, false},
+		} {
+			for _, h2 := range []bool{false, true} {
+				t.Run(fmt.Sprint(c.host, c.path, h2), func(t *testing.T) {
+					t.Parallel()
+					client := w.client()
+					if h2 {
+						client = w.h2client()
+					}
+					resp, err := client.Get("http://" + c.host + ".example" + c.path)
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer resp.Body.Close()
+					body, err := io.ReadAll(resp.Body)
+					if resp.StatusCode != c.status || string(body) != c.body || (err != nil) != c.cut {
+						t.Errorf("%d %q %v", resp.StatusCode, body, err)
+					}
+				})
+			}
 		}
-	}
+	})
 	w.eventually(func() bool { return w.inFlight("total")+w.inFlight("start")+w.inFlight("idle") == 0 })
 }
 

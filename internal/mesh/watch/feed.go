@@ -93,7 +93,7 @@ func (f *feed) run(ctx context.Context, w *Watch) {
 
 func (f *feed) source(w *Watch) cache.ListerWatcher {
 	options := func(o metav1.ListOptions) *client.ListOptions {
-		return &client.ListOptions{Namespace: f.namespace, LabelSelector: f.selector, Raw: &o}
+		return &client.ListOptions{Namespace: f.namespace, LabelSelector: f.selector, Limit: o.Limit, Continue: o.Continue, Raw: &o}
 	}
 	return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
