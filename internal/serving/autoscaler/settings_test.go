@@ -84,7 +84,7 @@ func TestSpecIsKnatives(t *testing.T) {
 			PanicThreshold: decider.PanicThreshold, MaxUpRate: decider.MaxScaleUpRate, MaxDownRate: decider.MaxScaleDownRate,
 			DownDelay: decider.ScaleDownDelay, BurstCapacity: decider.TargetBurstCapacity, ActivatorCapacity: decider.ActivatorCapacity,
 			Min: least, Max: most, Initial: decider.InitialScale, Activation: decider.ActivationScale, Reachable: decider.Reachable,
-			ToZero: true, Grace: s.kpa.ScaleToZeroGracePeriod, Retention: s.kpa.ScaleToZeroPodRetentionPeriod, ActivationTimeout: 630 * time.Second,
+			ToZero: true, Retention: s.kpa.ScaleToZeroPodRetentionPeriod, ActivationTimeout: 630 * time.Second,
 		}
 		if decider.ScalingMetric == autoscaling.RPS {
 			want.Metric = scale.RPS
