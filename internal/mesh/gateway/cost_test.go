@@ -4,6 +4,7 @@ package gateway
 
 import (
 	"bufio"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -88,5 +89,31 @@ func TestIdleConnectionsAreCheap(t *testing.T) {
 	t.Logf("%d bytes a connection", per)
 	if per > 24<<10 && !raceEnabled {
 		t.Errorf("%d bytes a connection", per)
+	}
+}
+
+// BenchmarkHeld is the time from the news that a pod is ready to the first byte
+// that a client reads whose request was held for it.
+func BenchmarkHeld(b *testing.B) {
+	w := newWorld(b)
+	p := w.serve("web", http.HandlerFunc(hello))
+	p.gone()
+	c, _ := w.talk()
+	buf := make([]byte, 4096)
+	i := 0
+	for b.Loop() {
+		b.StopTimer()
+		io.WriteString(c, "GET / HTTP/1.1\r\nHost: web.example\r\n\r\n")
+		w.eventually(func() bool { return w.held("web") == 1 })
+		i++
+		p.endpoint.UID = fmt.Sprint(i)
+		b.StartTimer()
+		p.up()
+		if _, err := c.Read(buf); err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		p.gone()
+		b.StartTimer()
 	}
 }

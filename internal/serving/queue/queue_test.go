@@ -116,7 +116,7 @@ func TestBoundsHoldAllBuckets(t *testing.T) {
 }
 
 // control is the autoscaler's side of the socket.
-func control(t *testing.T, path string, batches chan<- load.Batch) *http.Server {
+func control(t testing.TB, path string, batches chan<- load.Batch) *http.Server {
 	l, err := net.Listen("unix", path)
 	if err != nil {
 		t.Fatal(err)
@@ -193,6 +193,26 @@ func TestNothingIsWrittenForNothing(t *testing.T) {
 	for line := range strings.Lines(w.Body.String()) {
 		if !strings.HasPrefix(line, "#") {
 			t.Error(line)
+		}
+	}
+}
+
+// BenchmarkPoke is the time from a poke to its arrival in the other process, or
+// what plays it here.
+func BenchmarkPoke(b *testing.B) {
+	path := filepath.Join(b.TempDir(), "control.sock")
+	batches := make(chan load.Batch, 1000)
+	control(b, path, batches)
+	r := NewReporter(path, func() (time.Duration, []load.Sample) { return time.Second, nil }, slog.New(slog.DiscardHandler))
+	ctx, cancel := context.WithCancel(b.Context())
+	defer cancel()
+	go r.Task().Run(ctx)
+	for b.Loop() {
+		r.Poke(load.Poke{Revision: load.Revision{Namespace: "ns", Name: "web"}, InFlight: 1})
+		for batch := range batches {
+			if len(batch.Pokes) > 0 {
+				break
+			}
 		}
 	}
 }

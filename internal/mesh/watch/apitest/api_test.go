@@ -174,7 +174,7 @@ func TestTablesOutliveTheAPI(t *testing.T) {
 	if !served(live.Load(), "web-7") {
 		t.Error("the table is gone with the API")
 	}
-	plane = launch(t, dir, port)
+	launch(t, dir, port)
 	begun = time.Now()
 	create(t, api, "afterwards")
 	if err := api.Delete(t.Context(), &servingv1.Route{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web-7"}}); err != nil {
