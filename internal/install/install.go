@@ -127,12 +127,12 @@ func put(ctx context.Context, api dynamic.Interface, obj *unstructured.Unstructu
 	obj = obj.DeepCopy()
 	delete(obj.Object, "status")
 	_, err := client.Create(ctx, obj, metav1.CreateOptions{FieldManager: manager})
-	if apierrors.IsAlreadyExists(err) {
+	if apierrors.IsInvalid(err) && giveBack(ctx, client, api, obj) {
+		_, err = client.Create(ctx, obj, metav1.CreateOptions{FieldManager: manager})
+	}
+	if apierrors.IsAlreadyExists(err) || apierrors.IsInvalid(err) && isThere(ctx, client, obj) {
 		keepSettings(obj)
 		_, err = client.Apply(ctx, obj.GetName(), obj, metav1.ApplyOptions{FieldManager: manager, Force: true})
-	}
-	if apierrors.IsInvalid(err) && freed(ctx, api, obj) {
-		_, err = client.Create(ctx, obj, metav1.CreateOptions{FieldManager: manager})
 	}
 	if err != nil {
 		return fmt.Errorf("%s %s: %w", obj.GetKind(), obj.GetName(), err)
@@ -150,10 +150,17 @@ func put(ctx context.Context, api dynamic.Interface, obj *unstructured.Unstructu
 	return nil
 }
 
-// freed gives back the address of a Service that was being created when the API
-// server was killed: the address is allocated first, and then the Service does
-// not come to be. The API server's own repair takes minutes.
-func freed(ctx context.Context, api dynamic.Interface, obj *unstructured.Unstructured) bool {
+// isThere says whether the object exists. A Service with an address of its own
+// that does is refused for the address, not for its name.
+func isThere(ctx context.Context, client dynamic.ResourceInterface, obj *unstructured.Unstructured) bool {
+	_, err := client.Get(ctx, obj.GetName(), metav1.GetOptions{})
+	return err == nil
+}
+
+// giveBack frees the address of a Service that was being created when the API
+// server was killed, and says whether it did: the address is allocated first,
+// and then the Service did not come to be. The API server's own repair takes minutes.
+func giveBack(ctx context.Context, client dynamic.ResourceInterface, api dynamic.Interface, obj *unstructured.Unstructured) bool {
 	ip, _, _ := unstructured.NestedString(obj.Object, "spec", "clusterIP")
 	if obj.GetKind() != "Service" || ip == "" {
 		return false
@@ -166,6 +173,9 @@ func freed(ctx context.Context, api dynamic.Interface, obj *unstructured.Unstruc
 	name, _, _ := unstructured.NestedString(address.Object, "spec", "parentRef", "name")
 	namespace, _, _ := unstructured.NestedString(address.Object, "spec", "parentRef", "namespace")
 	if name != obj.GetName() || namespace != obj.GetNamespace() {
+		return false
+	}
+	if _, err := client.Get(ctx, name, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 		return false
 	}
 	uid := address.GetUID()

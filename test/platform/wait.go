@@ -36,7 +36,7 @@ func Main(m interface{ Run() int }, p **Platform, extra ...string) int {
 		code = m.Run()
 	}
 	if code != 0 {
-		(*p).printLogs()
+		(*p).PrintLogs()
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
@@ -51,8 +51,8 @@ func Main(m interface{ Run() int }, p **Platform, extra ...string) int {
 	return code
 }
 
-// printLogs shows the end of the platform's own logs, for a failure in CI.
-func (p *Platform) printLogs() {
+// PrintLogs shows the end of the platform's own logs, for a failure in CI.
+func (p *Platform) PrintLogs() {
 	for _, child := range []string{"control", "node"} {
 		text, _ := os.ReadFile(filepath.Join(p.DataDir, "logs", child+".log"))
 		fmt.Fprintf(os.Stderr, "--- %s.log (end)\n%s\n", child, text[max(0, len(text)-6000):])
