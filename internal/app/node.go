@@ -15,8 +15,10 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -188,6 +190,22 @@ type traffic struct {
 	reporter  *queue.Reporter
 	meter     *queue.Meter
 	watch     *watch.Watch
+	places    sync.Map // of clients inside: netip.Addr to place
+}
+
+// place is where a pod is.
+type place struct {
+	uid       types.UID
+	namespace string
+}
+
+// namespaceOf says in whose namespace a client is that has a pod's address.
+func (t *traffic) namespaceOf(addr netip.Addr) (string, bool) {
+	p, ok := t.places.Load(addr)
+	if !ok {
+		return "", false
+	}
+	return p.(place).namespace, true
 }
 
 func newTraffic(s Settings, files *pki.Files, log *slog.Logger) (*traffic, error) {
@@ -204,7 +222,7 @@ func newTraffic(s Settings, files *pki.Files, log *slog.Logger) (*traffic, error
 	t.reporter = queue.NewReporter(s.controlSocket(), nil, log)
 	t.activator = activator.New(t.reporter.Poke)
 	t.reporter.SetSample(t.activator.Sample)
-	t.gateway = gateway.New(gateway.Options{Tables: live, Pods: t.activator, Observe: t.meter.Observe, Log: log})
+	t.gateway = gateway.New(gateway.Options{Tables: live, Pods: t.activator, Observe: t.meter.Observe, NamespaceOf: t.namespaceOf, Log: log})
 	t.watch = watch.New(watch.Options{
 		Client: api, Live: live, SystemNamespace: kube.SystemNamespace, ClusterDomain: s.ClusterDomain, Log: log,
 		OnGone: func(revision routing.Name) {
@@ -224,6 +242,11 @@ func newTraffic(s Settings, files *pki.Files, log *slog.Logger) (*traffic, error
 
 // endpoint takes news of a pod from the agent, in the same process and before the API has them.
 func (t *traffic) endpoint(e agent.PodEndpoint) {
+	if at := (place{e.UID, e.Namespace}); e.Gone {
+		t.places.CompareAndDelete(e.IP, at)
+	} else {
+		t.places.Store(e.IP, at)
+	}
 	revision := e.Labels[serving.RevisionLabelKey]
 	if revision == "" {
 		return

@@ -5,6 +5,8 @@ package gateway
 import (
 	"context"
 	"errors"
+	"net/netip"
+	"strings"
 	"syscall"
 	"time"
 	"unsafe"
@@ -58,6 +60,10 @@ func (c *conn) match() (routing.Target, *refusal) {
 	if why == routing.Matched {
 		return target, nil
 	}
+	if near, ok := c.g.near(q, text(c.origin.client)); ok && why == routing.UnknownHost {
+		q = near
+		target, why = c.g.Tables.Load().Match(q)
+	}
 	if why == routing.UnknownRevision || c.g.Tables.Load() == nil {
 		c.wait(nil)
 		target, why = c.g.awaitMatch(q)
@@ -66,6 +72,21 @@ func (c *conn) match() (routing.Target, *refusal) {
 		return target, healthy
 	}
 	return target, refuseMatch(why)
+}
+
+// near is the query for a host that is but a name, as the pod means it that
+// asks: in its own namespace.
+func (g *Gateway) near(q routing.Query, client string) (routing.Query, bool) {
+	if !q.Internal || g.NamespaceOf == nil || q.Host == "" || strings.IndexByte(q.Host, '.') >= 0 {
+		return q, false
+	}
+	addr, err := netip.ParseAddr(client)
+	if err != nil {
+		return q, false
+	}
+	namespace, ok := g.NamespaceOf(addr)
+	q.Host += "." + namespace
+	return q, ok
 }
 
 // healthHost is the host under which Knative's gateway tells its health.

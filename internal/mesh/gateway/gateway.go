@@ -29,6 +29,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -59,8 +60,11 @@ type Options struct {
 	Pods   Pods
 	// Observe is told of each request to a revision when it is over.
 	Observe func(revision *routing.Revision, status int, took time.Duration)
-	Log     *slog.Logger
-	Times   Times
+	// NamespaceOf says where a client from inside is, for hosts that are but a
+	// name. It may be nil.
+	NamespaceOf func(netip.Addr) (namespace string, ok bool)
+	Log         *slog.Logger
+	Times       Times
 }
 
 // Times are the limits that do not come from a revision. Zero values are set

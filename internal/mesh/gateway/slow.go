@@ -113,6 +113,11 @@ func (g *Gateway) matchSlow(f *face, r *http.Request) (routing.Target, *refusal)
 	}
 	table := g.Tables.Load()
 	target, why := table.Match(q)
+	host, _, _ := net.SplitHostPort(r.RemoteAddr)
+	if near, ok := g.near(q, host); ok && why == routing.UnknownHost {
+		q = near
+		target, why = table.Match(q)
+	}
 	if why == routing.UnknownRevision || table == nil {
 		target, why = g.awaitMatch(q)
 	}
