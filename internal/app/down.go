@@ -18,7 +18,7 @@ const downLimit = 90 * time.Second
 // removes whatever a killed one left. With purge the data goes too.
 func Down(ctx context.Context, s Settings, purge bool, out io.Writer) error {
 	if os.Geteuid() != 0 {
-		return fmt.Errorf("Sonagi runs as root; run \"sonagi down\" with sudo") //nolint:staticcheck // a name begins the sentence
+		return fmt.Errorf("sonagi runs as root; run \"sonagi down\" with sudo")
 	}
 	if pid := running(s); pid > 0 {
 		fmt.Fprintf(out, "Stopping (pid %d) …\n", pid)

@@ -56,7 +56,9 @@ func listen(at netip.AddrPort) (*os.File, error) {
 	return l.(*net.TCPListener).File()
 }
 
-// inherited is listener i of those that the supervisor handed down.
+// inherited is listener i of those that the supervisor handed down. It is to be
+// asked for before another process is started: until then the descriptor that
+// came with exec would be passed on.
 func inherited(i int) (net.Listener, error) {
 	f := os.NewFile(uintptr(supervise.FirstFile+i), "listener")
 	defer f.Close()

@@ -27,7 +27,7 @@ func lock(s Settings) (*os.File, error) {
 	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		f.Close()
-		return nil, fmt.Errorf("Sonagi already runs with the data directory %s (pid %d). Stop it with \"sonagi down\", or choose another directory with --data-dir", s.DataDir, holder(s)) //nolint:staticcheck // a name begins the sentence
+		return nil, fmt.Errorf("sonagi already runs with the data directory %s (pid %d). Stop it with \"sonagi down\", or choose another directory with --data-dir", s.DataDir, holder(s))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("lock %s: %w", s.lockFile(), err)

@@ -59,11 +59,12 @@ func node(ctx context.Context, s Settings, log *slog.Logger) ([][]run.Task, erro
 	if err != nil {
 		return nil, err
 	}
-	p, err := openPods(ctx, s, log)
+	// Before any other process is started, which would inherit the gateway's sockets.
+	traffic, err := newTraffic(s, files, log)
 	if err != nil {
 		return nil, err
 	}
-	traffic, err := newTraffic(s, files, log)
+	p, err := openPods(ctx, s, log)
 	if err != nil {
 		return nil, err
 	}
@@ -111,13 +112,27 @@ func node(ctx context.Context, s Settings, log *slog.Logger) ([][]run.Task, erro
 			<-ctx.Done()
 			return p.network.Close()
 		}}},
-		// The gateway first: after a crash, connections wait in its sockets already.
-		{traffic.gateway.Task(), p.registryTask(s), listenUnix("node socket", s.nodeSocket(), local)},
+		{p.registryTask(s), listenUnix("node socket", s.nodeSocket(), local)},
 		// Informers that find no API wait ever longer before they ask again, so they start when it answers.
-		{answers("Kubernetes API", cfg)},
+		{answers("Kubernetes API", cfg), {Name: "pods", Run: stopPods(pods)}},
 		{traffic.watch.Task(), traffic.reporter.Task(), services.Task(), names.Task(), pods.Task()},
 		{{Name: "routes", Run: untilDone, Ready: traffic.watch.Synced}},
+		// Last, so that it ends first: requests finish before pods are told to. Until then connections wait in its sockets.
+		{traffic.gateway.Task()},
 	}, nil
+}
+
+// stopLimit is how long requests, and then containers, may take to end when the platform stops.
+const stopLimit = 5 * time.Second
+
+// stopPods ends the containers once the agent, of a later stage, has ended.
+func stopPods(pods *agent.Agent) func(context.Context) error {
+	return func(ctx context.Context) error {
+		<-ctx.Done()
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopLimit)
+		defer cancel()
+		return pods.StopPods(ctx)
+	}
 }
 
 // served says where pods find the names of routes: at the gateway.
@@ -222,7 +237,7 @@ func newTraffic(s Settings, files *pki.Files, log *slog.Logger) (*traffic, error
 	t.reporter = queue.NewReporter(s.controlSocket(), nil, log)
 	t.activator = activator.New(t.reporter.Poke)
 	t.reporter.SetSample(t.activator.Sample)
-	t.gateway = gateway.New(gateway.Options{Tables: live, Pods: t.activator, Observe: t.meter.Observe, NamespaceOf: t.namespaceOf, Log: log})
+	t.gateway = gateway.New(gateway.Options{Times: gateway.Times{Drain: stopLimit}, Tables: live, Pods: t.activator, Observe: t.meter.Observe, NamespaceOf: t.namespaceOf, Log: log})
 	t.watch = watch.New(watch.Options{
 		Client: api, Live: live, SystemNamespace: kube.SystemNamespace, ClusterDomain: s.ClusterDomain, Log: log,
 		OnGone: func(revision routing.Name) {

@@ -235,4 +235,4 @@ func closeAll(files []*os.File) {
 	}
 }
 
-var errNotUp = errors.New("Sonagi does not run; start it with \"sonagi up\"") //nolint:staticcheck // a name begins the sentence
+var errNotUp = errors.New("sonagi does not run; start it with \"sonagi up\"")
