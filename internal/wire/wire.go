@@ -77,9 +77,5 @@ const DialTimeout = 4 * time.Second
 // Dial connects to an address.
 func Dial(ctx context.Context, addr netip.AddrPort) (*net.TCPConn, error) {
 	d := net.Dialer{Timeout: DialTimeout, KeepAlive: -1}
-	c, err := d.DialTCP(ctx, "tcp", netip.AddrPort{}, addr)
-	if err != nil {
-		return nil, fmt.Errorf("%w", err)
-	}
-	return c, nil
+	return d.DialTCP(ctx, "tcp", netip.AddrPort{}, addr) // whose errors say what was dialled
 }
