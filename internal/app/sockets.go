@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sonagi/sonagi/internal/install"
 	"github.com/sonagi/sonagi/internal/run"
 	servingcontrol "github.com/sonagi/sonagi/internal/serving/control"
 )
@@ -90,9 +91,10 @@ func overUnix(path string) *http.Client {
 func (s Settings) registryAliases() map[string]string {
 	at := fmt.Sprintf("127.0.0.1:%d", s.RegistryPort)
 	port := strconv.Itoa(int(s.RegistryPort))
-	aliases := map[string]string{}
-	for _, host := range []string{"registry.sonagi-system.svc." + s.ClusterDomain, "registry.sonagi-system.svc", "registry.sonagi-system", s.BridgeIP().String()} {
+	aliases := map[string]string{net.JoinHostPort(s.BridgeIP().String(), port): at}
+	for _, host := range []string{"registry.sonagi-system.svc." + s.ClusterDomain, "registry.sonagi-system.svc", "registry.sonagi-system"} {
 		aliases[net.JoinHostPort(host, port)] = at
+		aliases[net.JoinHostPort(host, strconv.Itoa(install.RegistryPort))] = at // where pods push to
 	}
 	return aliases
 }

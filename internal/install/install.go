@@ -28,6 +28,9 @@ import (
 	"k8s.io/client-go/rest"
 )
 
+// RegistryPort is that of the Service through which pods reach the built-in registry.
+const RegistryPort = 5000
+
 const (
 	servingNamespace = "knative-serving"
 	ingressNamespace = "knative-serving-ingress"

@@ -95,7 +95,7 @@ func services(o Options) []*unstructured.Unstructured {
 	out = append(out, fixed(o, ingressNamespace, "kourier-internal", "ClusterIP", netip.Addr{}, port{"http2", "TCP", h2c, 80, o.InternalPort})...)
 	out = append(out, fixed(o, "kube-system", "kube-dns", "ClusterIP", o.ClusterDNS,
 		port{"dns", "UDP", "", 53, o.DNSPort}, port{"dns-tcp", "TCP", "", 53, o.DNSPort})...)
-	out = append(out, fixed(o, systemNamespace, "registry", "ClusterIP", netip.Addr{}, port{"http", "TCP", "", 5000, o.RegistryPort})...)
+	out = append(out, fixed(o, systemNamespace, "registry", "ClusterIP", netip.Addr{}, port{"http", "TCP", "", RegistryPort, o.RegistryPort})...)
 	if o.MetricsPort != 0 {
 		out = append(out, fixed(o, "kube-system", "metrics-server", "ClusterIP", netip.Addr{}, port{"https", "TCP", "", 443, o.MetricsPort})...)
 		out = append(out, metricsAPI(o))

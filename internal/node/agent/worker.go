@@ -297,6 +297,7 @@ func (w *worker) wait(m *member, now time.Time) {
 		m.flipAt = time.Time{}
 		m.Waiting = pullBackOff(m)
 		w.a.note(w.pod, &m.Member, "BackOff", "Back-off pulling image %q", m.Spec.Image)
+		w.a.warn(w.pod, &m.Member, "Failed", "Error: %s", m.Waiting.Reason)
 	}
 }
 

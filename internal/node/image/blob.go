@@ -10,6 +10,8 @@ import (
 	"net/http"
 	"strconv"
 	"time"
+
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 )
 
 // A blobReader reads a blob of known size. When the connection breaks it goes
@@ -22,6 +24,7 @@ type blobReader struct {
 	report func(Status, int64)
 
 	body     io.ReadCloser
+	noRange  bool // the registry cannot send a part
 	off      int64
 	failed   int // tries in a row that brought nothing
 	restarts int
@@ -101,10 +104,14 @@ func (b *blobReader) again(err error) error {
 // open asks for what is still missing.
 func (b *blobReader) open() error {
 	resp, err := b.se.get(b.ctx, "blobs/"+b.digest, func(r *http.Request) {
-		if b.off > 0 {
+		if b.off > 0 && !b.noRange {
 			r.Header.Set("Range", "bytes="+strconv.FormatInt(b.off, 10)+"-")
 		}
 	})
+	if e := new(transport.Error); errors.As(err, &e) && e.StatusCode == http.StatusRequestedRangeNotSatisfiable && !b.noRange {
+		b.noRange = true
+		return b.open()
+	}
 	if err != nil {
 		return err
 	}
@@ -118,6 +125,9 @@ func (b *blobReader) open() error {
 	}
 	if _, err := io.CopyN(io.Discard, resp.Body, skip); err != nil {
 		resp.Body.Close()
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
 		return err
 	}
 	b.body = resp.Body

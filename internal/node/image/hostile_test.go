@@ -204,8 +204,9 @@ func TestRegistryThatLiesOrHangs(t *testing.T) {
 
 // TestPullResumes: a connection that breaks again and again costs no byte twice.
 func TestPullResumes(t *testing.T) {
-	for _, ranges := range []bool{true, false} {
-		t.Run(fmt.Sprint("ranges=", ranges), func(t *testing.T) {
+	for _, how := range []string{"sent", "ignored", "refused"} {
+		t.Run("ranges "+how, func(t *testing.T) {
+			ranges := how == "sent"
 			random := make([]byte, 200<<10)
 			for i, x := 0, uint32(1); i < len(random); i++ {
 				x ^= x << 13
@@ -222,6 +223,10 @@ func TestPullResumes(t *testing.T) {
 				}
 				from := 0
 				rng := r.Header.Get("Range")
+				if rng != "" && how == "refused" {
+					w.WriteHeader(http.StatusRequestedRangeNotSatisfiable)
+					return true
+				}
 				_, b := body(r, truth)
 				if rng != "" && ranges {
 					from, _ = strconv.Atoi(strings.TrimSuffix(strings.TrimPrefix(rng, "bytes="), "-"))
