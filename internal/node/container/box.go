@@ -585,6 +585,14 @@ func (b *box) kill() error {
 	select {
 	case <-b.ended:
 		return nil
+	case <-time.After(200 * time.Millisecond):
+	}
+	if b.manager != nil {
+		defer b.host.groups.hurry(b.manager)()
+	}
+	select {
+	case <-b.ended:
+		return nil
 	case <-time.After(10 * time.Second):
 		return fmt.Errorf("container %s does not die: a process waits for the kernel", b.record.Spec.ID)
 	}

@@ -3,11 +3,13 @@
 package container
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -233,6 +235,34 @@ func (h *hierarchies) killAll(m cgroups.Manager) error {
 		_ = unix.Kill(pid, unix.SIGKILL)
 	}
 	return errors.Join(err, m.Freeze(cgroups.Thawed))
+}
+
+// hurry lets the processes of a cgroup have the processor, and returns what takes
+// it from them again. Dying takes time on it, and thousands of processes that may
+// have next to none of it would take hours to die, and slow down others meanwhile.
+// The cgroup above is the pod's, which bounds its containers in the same way.
+func (h *hierarchies) hurry(m cgroups.Manager) (restore func()) {
+	dir, weight, full, quota, unbounded := m.Path("cpu"), "cpu.shares", "10240", "cpu.cfs_quota_us", "-1"
+	if h.unified {
+		dir, weight, full, quota, unbounded = m.Path(""), "cpu.weight", "1000", "cpu.max", "max"
+	}
+	var undo []func()
+	set := func(path, value string) {
+		old, err := os.ReadFile(path)
+		if err != nil || os.WriteFile(path, []byte(value), 0) != nil {
+			return
+		}
+		undo = append(undo, func() { _ = os.WriteFile(path, bytes.TrimSpace(old), 0) })
+	}
+	for _, d := range []string{filepath.Dir(dir), dir} {
+		set(filepath.Join(d, quota), unbounded)
+		set(filepath.Join(d, weight), full)
+	}
+	return func() {
+		for _, back := range slices.Backward(undo) {
+			back()
+		}
+	}
 }
 
 // oomKills is how many processes of a cgroup the kernel killed for memory.
