@@ -26,7 +26,7 @@ const account = "/var/run/secrets/kubernetes.io/serviceaccount/"
 
 func main() {
 	if len(os.Args) < 2 {
-		fail("usage: tool serve|grpc|udp|ask|api|eat|hold …")
+		fail("usage: tool serve|grpc|udp|ask|api|push|eat|hold …")
 	}
 	args := append(os.Args[2:], "0")
 	switch os.Args[1] {
@@ -40,6 +40,8 @@ func main() {
 		ask(args[0])
 	case "api":
 		api(args[0])
+	case "push":
+		push(args[0], args[1])
 	case "eat":
 		eat(args[0])
 	case "hold":
