@@ -588,7 +588,10 @@ func (b *box) kill() error {
 	case <-time.After(200 * time.Millisecond):
 	}
 	if b.manager != nil {
+		// The kernel kills the others of a PID namespace when the first is dead, and
+		// that one may stand in a queue with thousands that fork.
 		defer b.host.groups.hurry(b.manager)()
+		b.sweep()
 	}
 	select {
 	case <-b.ended:
