@@ -194,6 +194,21 @@ var changes = []change{
 		ready(t, s)
 		pods(t, s, func(n int) bool { return n <= 2 })
 	}},
+	{"settings", 1, func(t *testing.T, s *platform.Space) {
+		for name, patch := range map[string]string{
+			"config-autoscaler": `{"data":{"stable-window":"%s"}}`, "config-defaults": `{"data":{"revision-timeout-seconds":"%s"}}`,
+			"config-domain": `{"data":{"other.example.com":%s}}`, "config-network": `{"data":{"rollout-duration":"%s"}}`,
+		} {
+			values := map[string][2]string{"config-autoscaler": {"30s", "60s"}, "config-defaults": {"200", "300"}, "config-domain": {`"selector: {app: other}"`, "null"}, "config-network": {"1", "0"}}[name]
+			for _, value := range values {
+				if out, err := p.Kubectl(t.Context(), "-n", "knative-serving", "patch", "configmap", name, "--type=merge", "-p", fmt.Sprintf(patch, value)); err != nil {
+					t.Error(out)
+				}
+			}
+		}
+		s.Make(manifest("web", "after", fmt.Sprintf(least, 1), timeout, newest))
+		ready(t, s)
+	}},
 	{"podgone", 3, func(t *testing.T, s *platform.Space) {
 		pods(t, s, func(n int) bool { return n >= 3 })
 		for name := range strings.Lines(s.K("get", "pod", "-o", "name")) {
@@ -210,6 +225,35 @@ var changes = []change{
 	}},
 }
 
+// streams asks with HTTP/2, many at a time on one connection, until stop; stop
+// returns what failed.
+func streams(host string, clients int) (stop func() []error) {
+	protocols := &http.Protocols{}
+	protocols.SetUnencryptedHTTP2(true)
+	c := &http.Client{Transport: &http.Transport{Protocols: protocols}, Timeout: time.Minute}
+	ctx, cancel := context.WithCancel(context.Background())
+	var mu sync.Mutex
+	var failed []error
+	var group sync.WaitGroup
+	for range clients {
+		group.Go(func() {
+			for ctx.Err() == nil {
+				if _, err := ask(c, host, "/?wait=50ms"); err != nil {
+					mu.Lock()
+					failed = append(failed, err)
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	return func() []error {
+		cancel()
+		group.Wait()
+		c.CloseIdleConnections()
+		return failed
+	}
+}
+
 func TestChangesUnderLoad(t *testing.T) {
 	for _, c := range changes {
 		t.Run(c.name, func(t *testing.T) {
@@ -219,7 +263,11 @@ func TestChangesUnderLoad(t *testing.T) {
 			// Short requests, and long ones that a pod on its way out has to finish.
 			short := p.Load(p.Host("web", s.Name), "/", 4)
 			long := p.Load(p.Host("web", s.Name), "/?wait=1500ms", 4)
+			stop := streams(p.Host("web", s.Name), 4)
 			c.do(t, s)
+			for _, err := range stop() {
+				t.Errorf("HTTP/2: %v", err)
+			}
 			for _, l := range []*platform.Load{short, long} {
 				answers := l.Stop()
 				if failed := answers.Failed(); len(failed) > 0 {
