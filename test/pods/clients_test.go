@@ -152,7 +152,7 @@ func TestAttachAndRun(t *testing.T) {
 func TestPortForward(t *testing.T) {
 	t.Parallel()
 	s := p.Space(t, "forward")
-	s.Make(pod("web", "exec tool serve 8080", "ports: [{containerPort: 8080}]"))
+	s.Make(pod("web", "exec tool serve 8080", "ports: [{containerPort: 8080}]", "readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1}"))
 	s.K("expose", "pod", "web", "--port=80", "--target-port=8080")
 	s.Ready("web")
 	for _, what := range []string{"pod/web", "service/web"} {
