@@ -132,6 +132,9 @@ func (se *session) small(ctx context.Context, what string, max int64, set func(*
 		if int64(len(body)) > max {
 			return fmt.Errorf("%w: %s has more than %d bytes", ErrTooLarge, what, max)
 		}
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			return fmt.Errorf("registry sends only %d of %d bytes of %s: %w", len(body), resp.ContentLength, what, err)
+		}
 		return err
 	})
 	return body, err

@@ -136,4 +136,8 @@ func connect(addr, count string) {
 	forever()
 }
 
-func forever() { select {} }
+func forever() {
+	for {
+		time.Sleep(time.Hour)
+	}
+}
