@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -68,8 +69,10 @@ func outliving(cfg *servingv1.Configuration, all []servingv1.Revision, keep desi
 		return nil, 0
 	}
 	var idle []*servingv1.Revision
+	ready := readyGeneration(cfg, all)
 	for i := range all {
-		if r := &all[i]; r.DeletionTimestamp == nil && !inUse(r, cfg) {
+		// One that is newer than the latest ready one is on its way into use.
+		if r := &all[i]; r.DeletionTimestamp == nil && !inUse(r, cfg) && generation(r) <= ready {
 			idle = append(idle, r)
 		}
 	}
@@ -116,6 +119,25 @@ func inUse(r *servingv1.Revision, cfg *servingv1.Configuration) bool {
 	return r.Name == cfg.Status.LatestReadyRevisionName ||
 		strings.EqualFold(r.Annotations[serving.RevisionPreservedAnnotationKey], "true") ||
 		r.GetRoutingState() != servingv1.RoutingStateReserve
+}
+
+// readyGeneration is the generation of the latest ready revision, or 0.
+func readyGeneration(cfg *servingv1.Configuration, all []servingv1.Revision) int {
+	for i := range all {
+		if all[i].Name == cfg.Status.LatestReadyRevisionName {
+			return generation(&all[i])
+		}
+	}
+	return 0
+}
+
+// generation is that of the configuration which the revision was made from, or 0.
+func generation(r *servingv1.Revision) int {
+	n, err := strconv.Atoi(r.Labels[serving.ConfigurationGenerationLabelKey])
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 func lastActive(r *servingv1.Revision) time.Time {
