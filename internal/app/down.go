@@ -4,9 +4,12 @@ package app
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"strconv"
 	"syscall"
 	"time"
 )
@@ -20,7 +23,7 @@ func Down(ctx context.Context, s Settings, purge bool, out io.Writer) error {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("sonagi runs as root; run \"sonagi down\" with sudo")
 	}
-	if pid := running(s); pid > 0 {
+	if pid := running(s); pid > 0 && isSupervisor(pid) {
 		fmt.Fprintf(out, "Stopping (pid %d) …\n", pid)
 		if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
 			return fmt.Errorf("stop pid %d: %w", pid, err)
@@ -31,11 +34,11 @@ func Down(ctx context.Context, s Settings, purge bool, out io.Writer) error {
 			return err
 		}
 	}
-	if _, err := os.Stat(s.DataDir); os.IsNotExist(err) {
+	held, err := lockSoon(ctx, s)
+	if errors.Is(err, fs.ErrNotExist) {
 		fmt.Fprintln(out, "Nothing runs, and nothing is left.")
 		return nil
 	}
-	held, err := lock(s)
 	if err != nil {
 		return err
 	}
@@ -55,4 +58,31 @@ func Down(ctx context.Context, s Settings, purge bool, out io.Writer) error {
 	}
 	fmt.Fprintf(out, "Stopped, and %s removed.\n", s.DataDir)
 	return nil
+}
+
+// isSupervisor says that the holder of the lock is one to stop, and not another "sonagi down".
+func isSupervisor(pid int) bool {
+	cmdline, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
+	return err == nil && containsArgs(cmdline, "up")
+}
+
+// lockSoon locks a data directory that exists. It waits for another "sonagi down"
+// to be done, which no event tells of.
+func lockSoon(ctx context.Context, s Settings) (*os.File, error) {
+	ctx, cancel := context.WithTimeout(ctx, downLimit)
+	defer cancel()
+	for {
+		if _, err := os.Stat(s.DataDir); err != nil {
+			return nil, err
+		}
+		held, err := lock(s)
+		if !errors.Is(err, errHeld) {
+			return held, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }

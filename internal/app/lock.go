@@ -14,6 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// errHeld begins what is said when another supervisor, or "sonagi down", works there.
+var errHeld = errors.New("sonagi already runs")
+
 // lock makes this the only supervisor of the data directory, until it ends: the
 // kernel releases the lock of a process that is killed.
 func lock(s Settings) (*os.File, error) {
@@ -27,7 +30,7 @@ func lock(s Settings) (*os.File, error) {
 	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		f.Close()
-		return nil, fmt.Errorf("sonagi already runs with the data directory %s (pid %d). Stop it with \"sonagi down\", or choose another directory with --data-dir", s.DataDir, holder(s))
+		return nil, fmt.Errorf("%w with the data directory %s (pid %d). Stop it with \"sonagi down\", or choose another directory with --data-dir", errHeld, s.DataDir, holder(s))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("lock %s: %w", s.lockFile(), err)

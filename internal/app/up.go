@@ -73,12 +73,15 @@ func Up(ctx context.Context, s Settings, o UpOptions) error {
 	state := State{Pid: os.Getpid(), Since: began, Children: map[string]*Process{}}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	up := false
+	up, nodeEnd := false, ""
 	var greeted chan struct{}
 	err = supervise.Run(ctx, exe, children, func(e supervise.Event) {
 		state.note(e)
 		if err := state.save(s); err != nil {
 			view.line("! the state file could not be written: %v", err)
+		}
+		if e.Exited && e.Child == "node" {
+			nodeEnd = e.Error
 		}
 		if !up {
 			view.show(e)
@@ -101,6 +104,10 @@ func Up(ctx context.Context, s Settings, o UpOptions) error {
 	view.done()
 	if greeted != nil {
 		<-greeted
+	}
+	// A node that was told to end has removed all of its own.
+	if nodeEnd != context.Canceled.Error() {
+		err = errors.Join(err, cleanUp(context.WithoutCancel(ctx), s))
 	}
 	return hint(s, err)
 }

@@ -92,6 +92,7 @@ func change(match func(*http.Request) bool, with func([]byte) []byte) func(http.
 			honest.ServeHTTP(w, r)
 			return
 		}
+		r.Header.Del("Range") // one that cannot continue: what is missing stays missing
 		seen := httptest.NewRecorder()
 		honest.ServeHTTP(seen, r)
 		for key, values := range seen.Header() {

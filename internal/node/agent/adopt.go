@@ -159,6 +159,8 @@ func (m *member) recall(p *corev1.Pod, was *corev1.ContainerStatus, same bool) {
 		m.Phase, m.Ever, m.ID = pod.Exited, true, id
 		m.ExitCode, m.Reason, m.Message = t.ExitCode, t.Reason, t.Message
 		m.StartedAt, m.FinishedAt = was.State.Running.StartedAt.Time, time.Now()
+		m.backoff = pod.RestoredBackoff(m.Attempt, m.FinishedAt)
+		return // it is no fault of the container: it starts again at once
 	case was.LastTerminationState.Terminated != nil:
 		m.Ever = true
 	}

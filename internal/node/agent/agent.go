@@ -450,12 +450,12 @@ func (a *Agent) StopPods(ctx context.Context) error {
 		}
 		delete(left, e.ID)
 	}
-	return a.clearAll(all)
+	return a.clearAll(context.WithoutCancel(ctx), all)
 }
 
 // clearAll removes all pods' containers, sandboxes and volumes.
-func (a *Agent) clearAll(all []container.Status) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(a.ctx), time.Minute)
+func (a *Agent) clearAll(ctx context.Context, all []container.Status) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	var errs []error
 	pods := map[types.UID]bool{}
