@@ -19,6 +19,9 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/crane"
 	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/random"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/sonagi/sonagi/test/platform"
 )
@@ -60,7 +63,18 @@ func serve(t *testing.T, spoil func(http.ResponseWriter, *http.Request, http.Han
 	t.Cleanup(server.CloseClientConnections) // those that hang
 	t.Cleanup(server.Close)
 	image := strings.TrimPrefix(server.URL, "http://") + "/tool:1"
-	if err := crane.Copy(p.Tool(), image, crane.Insecure); err != nil {
+	tool, err := crane.Pull(p.Tool(), crane.Insecure)
+	if err != nil {
+		t.Fatal(err)
+	}
+	layer, err := random.Layer(1<<20, types.OCILayer) // one that no other image has
+	if err != nil {
+		t.Fatal(err)
+	}
+	if tool, err = mutate.AppendLayers(tool, layer); err != nil {
+		t.Fatal(err)
+	}
+	if err := crane.Push(tool, image, crane.Insecure); err != nil {
 		t.Fatal(err)
 	}
 	h.spoil = spoil
@@ -106,13 +120,15 @@ func change(match func(*http.Request) bool, with func([]byte) []byte) func(http.
 	}
 }
 
-// truncated cuts what is larger off in the middle.
-func truncated(larger int) func([]byte) []byte {
+func truncated(body []byte) []byte { return body[:len(body)/2] }
+
+// layers spoils what is too large to be an image's configuration.
+func layers(with func([]byte) []byte) func([]byte) []byte {
 	return func(body []byte) []byte {
-		if len(body) <= larger {
+		if len(body) < 64<<10 {
 			return body
 		}
-		return body[:len(body)/2]
+		return with(body)
 	}
 }
 
@@ -146,9 +162,10 @@ func TestLies(t *testing.T) {
 		{"missing", answer(isManifest, 404, "MANIFEST_UNKNOWN", "no such tag"), []string{"no such tag", "not found"}},
 		{"broken", answer(isManifest, 500, "INTERNAL", "the disk is on fire"), []string{"the disk is on fire", "500"}},
 		{"layer missing", answer(isBlob, 404, "BLOB_UNKNOWN", "no such blob"), []string{"no such blob", "not found"}},
-		{"layer truncated", change(isBlob, truncated(64<<10)), []string{"registry sends only"}},
-		{"all truncated", change(isBlob, truncated(0)), []string{"registry sends only"}},
-		{"wrong digest", change(isBlob, flipped), []string{"digest"}},
+		{"layer truncated", change(isBlob, layers(truncated)), []string{"registry sends only"}},
+		{"all truncated", change(isBlob, truncated), []string{"registry sends only"}},
+		{"layer with wrong digest", change(isBlob, layers(flipped)), []string{"content is not what its digest says"}},
+		{"all with wrong digest", change(isBlob, flipped), []string{"content is not what its digest says"}},
 		{"manifest is no manifest", change(isManifest, func([]byte) []byte { return []byte("<html>welcome to our wifi</html>") }), []string{"manifest"}},
 	}
 	for _, tt := range tests {

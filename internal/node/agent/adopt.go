@@ -183,6 +183,9 @@ func (w *worker) take(m *member, c container.Status, was *corev1.ContainerStatus
 		m.Phase = pod.Running // for a moment: it is told of as if it ended now
 		w.ended(m, container.Event{ID: c.ID, FinishedAt: c.FinishedAt, Exit: c.Exit})
 		m.backoff, m.RetryAt = pod.RestoredBackoff(m.Attempt, c.FinishedAt).Ended(c.FinishedAt)
+		if c.Exit.Unknown { // it went down with its runtime
+			m.RetryAt = time.Time{}
+		}
 		return
 	}
 	m.Phase, m.ExitCode, m.Reason, m.Message = pod.Running, 0, "", ""
