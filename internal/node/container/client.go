@@ -47,13 +47,52 @@ func (c *Client) Close() error {
 	return nil
 }
 
-// Shutdown kills and deletes all containers and ends the runtime.
+// endLimit is how long a runtime may take to end after its last answer.
+const endLimit = 5 * time.Second
+
+// Shutdown kills and deletes all containers and ends the runtime. When it
+// returns, the process is gone.
 func (c *Client) Shutdown(ctx context.Context) error {
-	_, err := c.call(ctx, request{Op: "shutdown"})
+	if err := c.ping(ctx); err != nil {
+		return err
+	}
+	runtime, err := c.process(ctx)
 	if err != nil {
 		return err
 	}
-	return c.Close()
+	defer unix.Close(runtime)
+	if _, err := c.call(ctx, request{Op: "shutdown"}); err != nil {
+		return err
+	}
+	_, err = unix.Poll([]unix.PollFd{{Fd: int32(runtime), Events: unix.POLLIN}}, int(endLimit.Milliseconds()))
+	if errors.Is(err, unix.EINTR) {
+		err = nil
+	}
+	return errors.Join(err, c.Close())
+}
+
+// process is a pidfd of the runtime: the kernel knows who listens on its socket.
+func (c *Client) process(ctx context.Context) (pidfd int, err error) {
+	conn, err := dial(ctx, c.socket)
+	if err != nil {
+		return -1, err
+	}
+	defer conn.Close()
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	pidfd = -1
+	cerr := raw.Control(func(fd uintptr) {
+		var peer *unix.Ucred
+		if peer, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+			pidfd, err = unix.PidfdOpen(int(peer.Pid), 0)
+		}
+	})
+	if err = errors.Join(cerr, err); err != nil {
+		return -1, fmt.Errorf("find the container runtime's process: %w", err)
+	}
+	return pidfd, nil
 }
 
 // Create makes a container with everything but its process's first

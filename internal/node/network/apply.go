@@ -31,8 +31,9 @@ const (
 // kernel cleans up after a transaction while its connection is closed, which
 // takes longer than the transaction.
 type rulebook struct {
-	table   string
-	prefix  string // of the pods' links
+	names   [2]string // our table has one of these, the first unless it was rewritten
+	current string    // which, or empty if there is none
+	prefix  string    // of the pods' links
 	gateway netip.Addr
 	pods    netip.Prefix
 	cluster netip.Prefix
@@ -41,8 +42,10 @@ type rulebook struct {
 	raw  *netlink.Conn
 }
 
+func tableNames(base string) [2]string { return [2]string{base, base + "-2"} }
+
 func newRulebook(o Options) *rulebook {
-	return &rulebook{table: o.Table, prefix: o.LinkPrefix, gateway: o.gateway(), pods: o.PodCIDR, cluster: o.ServiceCIDR}
+	return &rulebook{names: tableNames(o.Table), prefix: o.LinkPrefix, gateway: o.gateway(), pods: o.PodCIDR, cluster: o.ServiceCIDR}
 }
 
 // begin opens a batch.
@@ -61,7 +64,7 @@ func (r *rulebook) begin() (*table, error) {
 		return nil, err
 	}
 	return &table{
-		conn: r.conn, table: &nftables.Table{Name: r.table, Family: nftables.TableFamilyIPv4},
+		conn: r.conn, table: &nftables.Table{Name: r.current, Family: nftables.TableFamilyIPv4},
 		gateway: r.gateway, pods: r.pods, cluster: r.cluster,
 	}, nil
 }
@@ -75,14 +78,32 @@ func (r *rulebook) close() {
 	}
 }
 
-// rewrite replaces the whole table by what the change makes of an empty one,
-// in one transaction: at no moment is there no table.
+// rewrite replaces the whole table by what the change makes of an empty one.
+// The new table is complete before the old one goes. To replace it in one
+// transaction is not enough: the kernel lets packets meet the new rules a
+// moment before the new elements of their sets.
 func (r *rulebook) rewrite(c change) error {
-	return r.do(func(t *table) error {
+	there, err := r.find()
+	if err != nil {
+		return err
+	}
+	r.current = r.names[0]
+	if there == r.names[0] {
+		r.current = r.names[1]
+	}
+	err = r.do(func(t *table) error {
 		t.conn.AddTable(t.table) // so that there is one to delete
 		t.conn.DelTable(t.table)
 		return errors.Join(t.build(), t.commit(c))
 	})
+	if err != nil {
+		r.current = there
+		return err
+	}
+	if there == "" {
+		return nil
+	}
+	return r.do(func(t *table) error { return deleteTables(t.conn, there) })
 }
 
 // apply makes a change to the table that is there.
@@ -94,10 +115,24 @@ func (r *rulebook) apply(c change) error {
 }
 
 // exists reports whether the kernel has the table, whoever wrote it.
-func (r *rulebook) exists() (there bool, err error) {
+func (r *rulebook) exists() (bool, error) {
+	there, err := r.find()
+	if err == nil {
+		r.current = there
+	}
+	return there != "", err
+}
+
+// find names the table that the kernel has. Of two, which a process killed in
+// a rewrite left, the current one counts; a new process takes any.
+func (r *rulebook) find() (there string, err error) {
 	err = r.do(func(t *table) error {
 		tables, err := t.conn.ListTablesOfFamily(nftables.TableFamilyIPv4)
-		there = slices.ContainsFunc(tables, func(have *nftables.Table) bool { return have.Name == r.table })
+		for _, have := range tables {
+			if slices.Contains(r.names[:], have.Name) && (there == "" || have.Name == r.current) {
+				there = have.Name
+			}
+		}
 		return err
 	})
 	return there, err
@@ -110,7 +145,7 @@ func (r *rulebook) do(what func(*table) error) error {
 	}
 	if err != nil {
 		r.close()
-		return fmt.Errorf("nftables table %s: %w", r.table, err)
+		return fmt.Errorf("nftables table %s: %w", r.names[0], err)
 	}
 	return nil
 }
@@ -181,18 +216,14 @@ func each[K, V any](set func() *nftables.Set, members iter.Seq2[K, V],
 	return nil
 }
 
-// deleteTable removes the table, if there is one.
-func deleteTable(name string) error {
-	conn, err := nftables.New()
-	if err != nil {
-		return fmt.Errorf("opening nftables: %w", err)
-	}
+// deleteTables removes those of the tables that there are.
+func deleteTables(conn *nftables.Conn, names ...string) error {
 	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyIPv4)
 	if err != nil {
 		return fmt.Errorf("listing nftables tables: %w", err)
 	}
 	for _, t := range tables {
-		if t.Name == name {
+		if slices.Contains(names, t.Name) {
 			conn.DelTable(t)
 		}
 	}

@@ -98,7 +98,7 @@ func (p passage) exprs(prefix string) []expr.Any {
 
 // comment marks our rules in others' chains.
 func (r *rulebook) comment() []byte {
-	return userdata.AppendString(nil, userdata.TypeComment, "for pods of "+r.table)
+	return userdata.AppendString(nil, userdata.TypeComment, "for pods of "+r.names[0])
 }
 
 func (r *rulebook) ownRules(conn *nftables.Conn, c *nftables.Chain) ([]*nftables.Rule, error) {
@@ -120,7 +120,7 @@ func (r *rulebook) closedChains() (*nftables.Conn, []*nftables.Chain, error) {
 		}
 		for _, c := range chains {
 			c.Table.Family = family
-			if c.Table.Name != r.table && closed(c) && len(r.passages(*c.Hooknum)) > 0 {
+			if !slices.Contains(r.names[:], c.Table.Name) && closed(c) && len(r.passages(*c.Hooknum)) > 0 {
 				found = append(found, c)
 			}
 		}

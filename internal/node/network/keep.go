@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -230,7 +231,7 @@ func (r *rules) concerns(m netlink.Message) bool {
 	attrs, err := netlink.NewAttributeDecoder(m.Data[familyHeader:])
 	for err == nil && attrs.Next() {
 		if attrs.Type() == unix.NFTA_CHAIN_TABLE {
-			return attrs.String() != r.kernel.table
+			return !slices.Contains(r.kernel.names[:], attrs.String())
 		}
 	}
 	return false

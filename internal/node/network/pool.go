@@ -143,68 +143,72 @@ func (p *pool) readCursor() {
 
 func (p *pool) acquire(ctx context.Context, uid, hostname string) (Sandbox, error) {
 	for {
-		h, s, err := p.claim(uid)
+		s, leaving, err := p.claim(uid)
 		switch {
 		case err != nil:
 			return Sandbox{}, err
-		case h != nil && h.leaving == nil:
-			return h.Sandbox, nil
-		case h != nil:
+		case leaving != nil:
 			select {
-			case <-h.leaving:
+			case <-leaving:
 				continue
 			case <-ctx.Done():
 				return Sandbox{}, ctx.Err()
 			}
-		}
-		if s.ID == "" {
+		case s.PodUID == uid:
+			return s, nil
+		case s.ID == "":
 			if s, err = p.makeNow(ctx); err != nil {
 				return Sandbox{}, err
 			}
 		}
-		return p.give(s, uid, hostname)
+		if s, given, err := p.give(s, uid, hostname); given || err != nil {
+			return s, err
+		}
 	}
 }
 
-// claim finds what the pod has, else takes a sandbox that is ready.
-func (p *pool) claim(uid string) (*holding, Sandbox, error) {
+// claim finds what the pod has and whether that is just leaving, else takes a
+// sandbox that is ready, if there is one.
+func (p *pool) claim(uid string) (s Sandbox, leaving <-chan struct{}, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
-		return nil, Sandbox{}, errClosed
+		return Sandbox{}, nil, errClosed
 	}
 	if h := p.held[uid]; h != nil {
-		return h, Sandbox{}, nil
+		return h.Sandbox, h.leaving, nil
 	}
 	p.last = time.Now()
 	if len(p.ready) == 0 {
-		return nil, Sandbox{}, nil
+		return Sandbox{}, nil, nil
 	}
-	s := p.ready[0]
+	s = p.ready[0]
 	p.ready = p.ready[1:]
-	return nil, s, nil
+	return s, nil, nil
 }
 
-// give makes the pod the owner of s.
-func (p *pool) give(s Sandbox, uid, hostname string) (Sandbox, error) {
+// give makes the pod the owner of s, unless another call was faster to give
+// it one.
+func (p *pool) give(s Sandbox, uid, hostname string) (_ Sandbox, given bool, _ error) {
 	s.PodUID, s.Hostname = uid, hostname
 	err := setHostname(s.UTSNS, hostname)
 	if err == nil {
 		err = writeRecord(p.dir, s)
 	}
 	if err != nil {
-		return Sandbox{}, errors.Join(err, p.discard(s))
+		return Sandbox{}, false, errors.Join(err, p.discard(s))
 	}
 	p.mu.Lock()
-	if other := p.held[uid]; other != nil {
-		p.mu.Unlock()
-		// Two calls for one pod at the same moment: the first has won.
-		return other.Sandbox, p.discard(s)
+	_, late := p.held[uid]
+	if !late {
+		p.held[uid] = &holding{Sandbox: s}
 	}
-	p.held[uid] = &holding{Sandbox: s}
 	p.mu.Unlock()
+	if late {
+		return Sandbox{}, false, p.discard(s)
+	}
 	p.nudge()
-	return s, nil
+	return s, true, nil
 }
 
 // makeNow makes a sandbox for somebody who waits for it.

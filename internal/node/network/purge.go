@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -23,10 +24,19 @@ func Purge(o Options) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(newRulebook(o).takeBack(), deleteTable(o.Table), purgeLinks(o), purgeDir(o.Dir)); err != nil {
+	if err := errors.Join(newRulebook(o).takeBack(), purgeTables(o), purgeLinks(o), purgeDir(o.Dir)); err != nil {
 		return fmt.Errorf("removing the pod network: %w", err)
 	}
 	return nil
+}
+
+func purgeTables(o Options) error {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("opening nftables: %w", err)
+	}
+	names := tableNames(o.Table)
+	return deleteTables(conn, names[:]...)
 }
 
 func purgeLinks(o Options) error {
