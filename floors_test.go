@@ -28,7 +28,7 @@ type plan struct {
 }
 
 // quietStd is what rules, api and plans may use of the standard library.
-var quietStd = strings.Fields("bytes cmp context crypto/x509 embed encoding/hex encoding/json errors fmt hash/fnv iter maps math math/big math/bits net/netip net/url path reflect regexp slices sort strconv strings sync sync/atomic time unicode unicode/utf8")
+var quietStd = strings.Fields("bytes cmp context crypto/tls crypto/x509 embed encoding/hex encoding/json errors fmt hash/adler32 hash/fnv iter maps math math/big math/bits net/netip net/url path reflect regexp slices sort strconv strings sync sync/atomic time unicode unicode/utf8")
 
 // clockReads are the functions of package time that ask what time it is.
 var clockReads = strings.Fields("Now Since Until After AfterFunc Sleep Tick NewTimer NewTicker")

@@ -18,7 +18,7 @@ import (
 // for descriptions.
 func TestSameAsKnative(t *testing.T) {
 	upstream := map[string]object{}
-	for module, glob := range map[string]string{"knative.dev/serving": "config/core/300-resources/*.yaml", "knative.dev/networking": "config/domain-claim.yaml"} {
+	for module, glob := range map[string]string{"knative.dev/serving": "config/core/300-resources/*.yaml", "knative.dev/networking": "config/[dc]*.yaml"} {
 		dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", module).Output()
 		if err != nil {
 			t.Skip("module source is not at hand")

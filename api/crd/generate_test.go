@@ -90,6 +90,13 @@ var kinds = []kind{{
 	group: networking, version: "v1alpha1", name: "ClusterDomainClaim", plural: "clusterdomainclaims", cluster: true, short: []string{"cdc"},
 	categories: []string{"knative-internal", "networking"}, about: "ClusterDomainClaim reserves a domain name for one namespace.",
 	of: netv1alpha1.ClusterDomainClaim{},
+}, {
+	group: networking, version: "v1alpha1", name: "Certificate", plural: "certificates", short: []string{"kcert"},
+	categories: []string{"knative-internal", "networking"}, about: "Certificate asks for a certificate for hosts, to be kept in a Secret.",
+	columns: [][3]string{
+		{"Ready", "string", `.status.conditions[?(@.type=="Ready")].status`},
+		{"Reason", "string", `.status.conditions[?(@.type=="Ready")].reason`},
+	}, of: netv1alpha1.Certificate{},
 }}
 
 func TestDefinitions(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	netv1alpha1 "knative.dev/networking/pkg/apis/networking/v1alpha1"
 	"knative.dev/pkg/apis"
 	autoscalingv1alpha1 "knative.dev/serving/pkg/apis/autoscaling/v1alpha1"
 	servinglabels "knative.dev/serving/pkg/apis/serving"
@@ -34,6 +35,9 @@ var kinds = map[schema.GroupResource]kind{
 	{Group: "serving.knative.dev", Resource: "revisions"}:      {"v1", func() Resource { return &servingv1.Revision{} }},
 	{Group: "serving.knative.dev", Resource: "routes"}:         {"v1", func() Resource { return &servingv1.Route{} }},
 	{Group: "serving.knative.dev", Resource: "domainmappings"}: {"v1beta1", func() Resource { return &servingv1beta1.DomainMapping{} }},
+	{Group: "networking.internal.knative.dev", Resource: "certificates"}: {"v1alpha1", func() Resource {
+		return &netv1alpha1.Certificate{}
+	}},
 	{Group: "autoscaling.internal.knative.dev", Resource: "podautoscalers"}: {"v1alpha1", func() Resource {
 		return &autoscalingv1alpha1.PodAutoscaler{}
 	}},

@@ -40,6 +40,10 @@ func control(_ context.Context, s Settings, log *slog.Logger) ([][]run.Task, err
 	api := apiserver.New(s.apiserver(files, store, settings, log))
 	cfg := api.RESTConfig()
 	shared := api.Informers() // one cache for the API server, all upstream controllers and the scheduler
+	issuer, err := pki.NewIssuer(files.ServicesCA)
+	if err != nil {
+		return nil, err
+	}
 	upstream := controllers.New(controllers.Options{
 		REST: cfg, Informers: shared, PKI: files, LocalPathDir: s.Path("volumes"), NodeName: s.NodeName, Log: log,
 	})
@@ -51,7 +55,7 @@ func control(_ context.Context, s Settings, log *slog.Logger) ([][]run.Task, err
 			_, err := install.Apply(ctx, cfg, s.installation(files))
 			return err
 		})},
-		{upstream.Task(), binder.Task(), s.serving(cfg, settings, log)},
+		{upstream.Task(), binder.Task(), s.serving(cfg, settings, issuer, log)},
 	}, nil
 }
 
@@ -71,7 +75,7 @@ func (s Settings) apiserver(files *pki.Files, store *etcd.Server, settings *syst
 
 // serving is the manager with Serving's reconcilers and the autoscaler. It is
 // built when its stage starts, because a manager asks the API for its kinds.
-func (s Settings) serving(cfg *rest.Config, settings *systemConfigMaps, log *slog.Logger) run.Task {
+func (s Settings) serving(cfg *rest.Config, settings *systemConfigMaps, issuer *pki.Issuer, log *slog.Logger) run.Task {
 	ready := make(chan struct{})
 	return run.Task{
 		Name: "Knative Serving",
@@ -81,7 +85,7 @@ func (s Settings) serving(cfg *rest.Config, settings *systemConfigMaps, log *slo
 				return err
 			}
 			err = servingcontrol.Setup(manager, servingcontrol.Options{
-				ClusterDomain: s.ClusterDomain, ExternalPort: s.GatewayPort, Programmed: s.programmed, Aliases: s.registryAliases(), Log: log,
+				ClusterDomain: s.ClusterDomain, ExternalPort: s.GatewayPort, SecurePort: s.SecurePort, Issuer: issuer, Programmed: s.programmed, Aliases: s.registryAliases(), Log: log,
 			})
 			if err != nil {
 				return err
@@ -107,7 +111,7 @@ func (s Settings) serving(cfg *rest.Config, settings *systemConfigMaps, log *slo
 func (s Settings) installation(files *pki.Files) install.Options {
 	return install.Options{
 		Domain: s.Domain, HostIP: s.BridgeIP(), ClusterDNS: s.DNSIP(),
-		GatewayPort: s.GatewayPort, InternalPort: s.InternalPort, DNSPort: dnsPort, RegistryPort: s.RegistryPort,
+		GatewayPort: s.GatewayPort, SecurePort: s.SecurePort, InternalPort: s.InternalPort, DNSPort: dnsPort, RegistryPort: s.RegistryPort,
 		MetricsPort: s.KubeletPort, MetricsCA: files.CABundle, DataPlaneUser: pki.DataPlaneUser,
 	}
 }

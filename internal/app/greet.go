@@ -16,6 +16,7 @@ func greet(ctx context.Context, s Settings, o UpOptions, view *progress) error {
 	view.line("Ready in %.1f s.\n", time.Since(view.began).Seconds())
 	view.line("  Kubernetes API  https://127.0.0.1:%d  (kubeconfig %s)", s.APIPort, s.Kubeconfig())
 	view.line("  Services        http://NAME.NAMESPACE.%s%s", s.Domain, s.URLSuffix())
+	view.line("  HTTPS           https://NAME.NAMESPACE.%s%s where external-domain-tls is on  (authority %s)", s.Domain, s.SecureSuffix(), s.ServicesCA())
 	view.line("  Images          %s  (docker push, crane push)", s.RegistryHost())
 	if o.MergeKubeconfig {
 		path, err := mergeKubeconfig(s)

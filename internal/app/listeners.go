@@ -22,12 +22,14 @@ import (
 const (
 	externalGateway = iota
 	internalGateway
+	secureGateway
 )
 
 func listeners(s Settings) (files []*os.File, err error) {
 	for _, at := range []netip.AddrPort{
 		externalGateway: netip.AddrPortFrom(netip.IPv4Unspecified(), s.GatewayPort),
 		internalGateway: netip.AddrPortFrom(s.BridgeIP(), s.InternalPort),
+		secureGateway:   netip.AddrPortFrom(netip.IPv4Unspecified(), s.SecurePort),
 	} {
 		f, err := listen(at)
 		if err != nil {

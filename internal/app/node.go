@@ -237,9 +237,10 @@ func newTraffic(s Settings, files *pki.Files, log *slog.Logger) (*traffic, error
 	t.reporter = queue.NewReporter(s.controlSocket(), nil, log)
 	t.activator = activator.New(t.reporter.Poke)
 	t.reporter.SetSample(t.activator.Sample)
-	t.gateway = gateway.New(gateway.Options{Times: gateway.Times{Drain: stopLimit}, Tables: live, Pods: t.activator, Observe: t.meter.Observe, NamespaceOf: t.namespaceOf, Log: log})
+	t.gateway = gateway.New(gateway.Options{Times: gateway.Times{Drain: stopLimit}, Tables: live, Pods: t.activator, Observe: t.meter.Observe, NamespaceOf: t.namespaceOf, SecurePort: s.SecurePort, Log: log})
 	t.watch = watch.New(watch.Options{
 		Client: api, Live: live, SystemNamespace: kube.SystemNamespace, ClusterDomain: s.ClusterDomain, Log: log,
+		OnService: t.activator.SetEndpoint,
 		OnGone: func(revision routing.Name) {
 			t.activator.Forget(revision)
 			t.meter.Forget(revision)
@@ -252,6 +253,11 @@ func newTraffic(s Settings, files *pki.Files, log *slog.Logger) (*traffic, error
 		}
 		t.gateway.Add(l, internal)
 	}
+	secure, err := inherited(secureGateway)
+	if err != nil {
+		return nil, err
+	}
+	t.gateway.AddTLS(secure)
 	return t, nil
 }
 

@@ -35,6 +35,7 @@ type Settings struct {
 	ClusterDomain      string       `json:"clusterDomain"`
 	Domain             string       `json:"domain"`      // default domain of routes
 	GatewayPort        uint16       `json:"gatewayPort"` // on every address of the host
+	SecurePort         uint16       `json:"securePort"`  // HTTPS, likewise
 	InternalPort       uint16       `json:"internalPort"`
 	APIPort            uint16       `json:"apiPort"`
 	KubeletPort        uint16       `json:"kubeletPort"`
@@ -54,6 +55,7 @@ func Defaults() Settings {
 		ClusterDomain: "cluster.local",
 		Domain:        "sonagi.localhost",
 		GatewayPort:   80,
+		SecurePort:    443,
 		InternalPort:  8081,
 		APIPort:       6443,
 		KubeletPort:   10250,
@@ -176,6 +178,17 @@ func (s Settings) URLSuffix() string {
 	}
 	return fmt.Sprintf(":%d", s.GatewayPort)
 }
+
+// SecureSuffix is the same for HTTPS.
+func (s Settings) SecureSuffix() string {
+	if s.SecurePort == 443 {
+		return ""
+	}
+	return fmt.Sprintf(":%d", s.SecurePort)
+}
+
+// ServicesCA is the authority that clients of services trust for HTTPS.
+func (s Settings) ServicesCA() string { return s.Path("services-ca.crt") }
 
 // RegistryHost is how images in the built-in registry are named, on the host and in manifests.
 func (s Settings) RegistryHost() string { return fmt.Sprintf("localhost:%d", s.RegistryPort) }

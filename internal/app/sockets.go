@@ -61,7 +61,7 @@ func serve(ctx context.Context, server *http.Server, l net.Listener) error {
 // programmed asks node, and waits there, until the gateway serves a route as its
 // status says. Node may be starting again: then it is asked once more.
 func (s Settings) programmed(ctx context.Context, p servingcontrol.Programming) error {
-	q := url.Values{"namespace": {p.Namespace}, "name": {p.Name}, "generation": {strconv.FormatInt(p.Generation, 10)}, "resourceVersion": {p.ResourceVersion}}
+	q := url.Values{"kind": {p.Kind}, "namespace": {p.Namespace}, "name": {p.Name}, "generation": {strconv.FormatInt(p.Generation, 10)}, "resourceVersion": {p.ResourceVersion}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://node/programmed?"+q.Encode(), nil)
 	if err != nil {
 		return err

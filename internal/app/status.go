@@ -46,8 +46,8 @@ func Status(ctx context.Context, s Settings, out io.Writer) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "\nAPI       https://127.0.0.1:%d (kubeconfig %s)\nServices  http://NAME.NAMESPACE.%s%s\nImages    %s\n",
-		s.APIPort, s.Kubeconfig(), s.Domain, s.URLSuffix(), s.RegistryHost())
+	fmt.Fprintf(out, "\nAPI       https://127.0.0.1:%d (kubeconfig %s)\nServices  http://NAME.NAMESPACE.%s%s\nHTTPS     port %d (authority %s)\nImages    %s\n",
+		s.APIPort, s.Kubeconfig(), s.Domain, s.URLSuffix(), s.SecurePort, s.ServicesCA(), s.RegistryHost())
 	return counts(ctx, s, out)
 }
 

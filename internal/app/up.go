@@ -28,6 +28,7 @@ type UpOptions struct {
 	Deploy          string // source directory to deploy on the first start; "" for none
 	MergeKubeconfig bool   // add a context to the user's own kubeconfig
 	PortGiven       bool   // the gateway's port was asked for, so no other will do
+	SecurePortGiven bool   // likewise for HTTPS
 }
 
 // Up is the supervisor: it starts control and node and keeps them running until
@@ -132,7 +133,11 @@ func prepare(ctx context.Context, s Settings, o UpOptions, view *progress) (Sett
 		return s, nil, err
 	}
 	// Before the children, because node may need its credentials before control is up.
-	if _, err := pki.Ensure(s.Path("pki"), s.certificates()); err != nil {
+	certificates, err := pki.Ensure(s.Path("pki"), s.certificates())
+	if err != nil {
+		return s, nil, err
+	}
+	if err := s.publishCA(certificates); err != nil {
 		return s, nil, err
 	}
 	files, err := listeners(s)
@@ -182,8 +187,17 @@ func endOrphans(ctx context.Context, s Settings) error {
 	return nil
 }
 
+// publishCA puts the authority of services where everybody on this machine may read it.
+func (s Settings) publishCA(files *pki.Files) error {
+	text, err := os.ReadFile(files.ServicesCA.Cert)
+	if err != nil {
+		return fmt.Errorf("authority of services: %w", err)
+	}
+	return writeFile(s.ServicesCA(), text, 0o644)
+}
+
 // choosePorts checks that the ports can be had. Only the gateway's may move, and
-// says so, because it is the one that other programs commonly hold.
+// say so, because they are those that other programs commonly hold.
 func choosePorts(s Settings, o UpOptions, view *progress) (Settings, error) {
 	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
 	err := check.All([]check.Check{
@@ -195,25 +209,33 @@ func choosePorts(s Settings, o UpOptions, view *progress) (Settings, error) {
 	if err != nil {
 		return s, err
 	}
-	gateway := func(port uint16) error {
-		return check.Port("gateway", "--port", netip.AddrPortFrom(netip.IPv4Unspecified(), port)).Run()
+	const http, https = 8080, 8443
+	s.GatewayPort, err = s.choosePort("gateway", "--port", s.GatewayPort, http, o.PortGiven, view)
+	if err != nil {
+		return s, err
 	}
-	first := gateway(s.GatewayPort)
-	if first == nil {
-		return s, nil
+	s.SecurePort, err = s.choosePort("gateway's HTTPS", "--https-port", s.SecurePort, https, o.SecurePortGiven, view)
+	return s, err
+}
+
+// choosePort is the port that was asked for, or if it is taken and need not be that one, the
+// next that is free from another on.
+func (s Settings) choosePort(what, flag string, port, from uint16, given bool, view *progress) (uint16, error) {
+	usable := func(port uint16) error {
+		return check.Port(what, flag, netip.AddrPortFrom(netip.IPv4Unspecified(), port)).Run()
 	}
-	if o.PortGiven {
-		return s, first
+	first := usable(port)
+	if first == nil || given {
+		return port, first
 	}
-	const from, tries = 8080, 100
-	for port := uint16(from); port < from+tries; port++ {
-		if port != s.InternalPort && gateway(port) == nil {
-			view.line("port %d is taken by %s: services answer on port %d instead", s.GatewayPort, check.Holder(s.GatewayPort), port)
-			s.GatewayPort = port
-			return s, nil
+	const tries = 100
+	for next := from; next < from+tries; next++ {
+		if next != s.InternalPort && next != s.GatewayPort && usable(next) == nil {
+			view.line("port %d is taken by %s: the %s answers on port %d instead", port, check.Holder(port), what, next)
+			return next, nil
 		}
 	}
-	return s, first
+	return port, first
 }
 
 // isOurs says whether pid is a child of an earlier supervisor in this role, and

@@ -28,6 +28,7 @@ func up(d *dataDir) *cobra.Command {
 			}
 			return app.Up(c.Context(), s, app.UpOptions{
 				Out: c.OutOrStdout(), Deploy: f.deploy, MergeKubeconfig: f.merge, PortGiven: c.Flags().Changed("port"),
+				SecurePortGiven: c.Flags().Changed("https-port"),
 			})
 		},
 	}
@@ -37,17 +38,18 @@ func up(d *dataDir) *cobra.Command {
 
 // upFlags are the flags of "up"; those that are given change the kept settings.
 type upFlags struct {
-	gateway, api, registry, kubelet, internal uint16
-	domain, podCIDR, serviceCIDR, bridge      string
-	node, logLevel, deploy                    string
-	insecure                                  []string
-	merge                                     bool
+	gateway, secure, api, registry, kubelet, internal uint16
+	domain, podCIDR, serviceCIDR, bridge              string
+	node, logLevel, deploy                            string
+	insecure                                          []string
+	merge                                             bool
 }
 
 func (f *upFlags) register(c *cobra.Command) {
 	def := app.Defaults()
 	fl := c.Flags()
 	fl.Uint16Var(&f.gateway, "port", def.GatewayPort, "port on which services answer, on every address of this machine")
+	fl.Uint16Var(&f.secure, "https-port", def.SecurePort, "port on which services answer by HTTPS, on every address of this machine")
 	fl.Uint16Var(&f.api, "api-port", def.APIPort, "port of the Kubernetes API, on loopback")
 	fl.Uint16Var(&f.registry, "registry-port", def.RegistryPort, "port of the built-in image registry, on loopback")
 	fl.Uint16Var(&f.kubelet, "kubelet-port", def.KubeletPort, "port of the node's own API, on loopback")
@@ -71,7 +73,7 @@ func (f *upFlags) apply(c *cobra.Command, s *app.Settings) error {
 		from uint16
 		to   *uint16
 	}{
-		{"port", f.gateway, &s.GatewayPort}, {"api-port", f.api, &s.APIPort}, {"registry-port", f.registry, &s.RegistryPort},
+		{"port", f.gateway, &s.GatewayPort}, {"https-port", f.secure, &s.SecurePort}, {"api-port", f.api, &s.APIPort}, {"registry-port", f.registry, &s.RegistryPort},
 		{"kubelet-port", f.kubelet, &s.KubeletPort}, {"internal-port", f.internal, &s.InternalPort},
 	} {
 		if given(p.flag) {

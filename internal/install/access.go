@@ -58,7 +58,7 @@ func clusterRoles(o Options) []*unstructured.Unstructured {
 			rule(append(append([]any{}, serving...), internal...), all, read),
 			rule(list(""), list("services", "endpoints", "pods", "namespaces", "nodes"), read),
 			rule(list("discovery.k8s.io"), list("endpointslices"), read),
-			rule(list(""), list("secrets"), list("get")), // certificates of domain mappings, by name
+			rule(list(""), list("secrets"), read), // certificates of hosts, which it asks for by type
 			rule(list("", "events.k8s.io"), list("events"), list("create", "patch"))),
 		bind("ClusterRole", "sonagi-data-plane", "", o.DataPlaneUser),
 	}

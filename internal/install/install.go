@@ -48,6 +48,7 @@ type Options struct {
 	HostIP        netip.Addr // the bridge's address, at which pods and Services reach this process's listeners
 	ClusterDNS    netip.Addr // ClusterIP of kube-dns
 	GatewayPort   uint16     // the gateway for traffic from outside
+	SecurePort    uint16     // the same by HTTPS; 0 leaves it out
 	InternalPort  uint16     // the gateway for traffic from inside
 	DNSPort       uint16
 	RegistryPort  uint16

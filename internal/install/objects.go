@@ -90,7 +90,11 @@ type port struct {
 
 func services(o Options) []*unstructured.Unstructured {
 	h2c := "kubernetes.io/h2c"
-	out := fixed(o, ingressNamespace, "kourier", "LoadBalancer", netip.Addr{}, port{"http2", "TCP", h2c, 80, o.GatewayPort})
+	outside := []port{{"http2", "TCP", h2c, 80, o.GatewayPort}}
+	if o.SecurePort != 0 {
+		outside = append(outside, port{"https", "TCP", "", 443, o.SecurePort})
+	}
+	out := fixed(o, ingressNamespace, "kourier", "LoadBalancer", netip.Addr{}, outside...)
 	out[0].Object["status"] = object{"loadBalancer": object{"ingress": []any{object{"ip": o.LoadBalancer.String()}}}}
 	out = append(out, fixed(o, ingressNamespace, "kourier-internal", "ClusterIP", netip.Addr{}, port{"http2", "TCP", h2c, 80, o.InternalPort})...)
 	out = append(out, fixed(o, "kube-system", "kube-dns", "ClusterIP", o.ClusterDNS,

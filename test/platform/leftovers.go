@@ -130,7 +130,7 @@ func (p *Platform) sockets() (left []string) {
 			left = append(left, "socket "+strings.TrimSpace(line))
 		}
 	}
-	for _, flag := range []string{"--port", "--api-port", "--registry-port", "--kubelet-port", "--internal-port"} {
+	for _, flag := range []string{"--port", "--api-port", "--registry-port", "--kubelet-port", "--internal-port", "--https-port"} {
 		l, err := net.Listen("tcp", "0.0.0.0:"+p.flag(flag))
 		if err != nil {
 			left = append(left, fmt.Sprintf("socket %s %s: %v", flag, p.flag(flag), err))

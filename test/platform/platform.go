@@ -35,6 +35,7 @@ type Platform struct {
 	DataDir     string
 	Domain      string
 	GatewayPort int
+	SecurePort  int
 	APIPort     int
 	Registry    string // localhost:PORT
 	flags       []string
@@ -51,15 +52,16 @@ type Platform struct {
 // tests stands beside one that is in use. Nothing runs yet.
 func New(dataDir string) (*Platform, error) {
 	p := &Platform{Root: root(), DataDir: dataDir, Domain: "sonagi.localhost"}
-	ports, err := freePorts(5)
+	ports, err := freePorts(6)
 	if err != nil {
 		return nil, err
 	}
-	p.GatewayPort, p.APIPort, p.Registry = ports[0], ports[1], "localhost:"+strconv.Itoa(ports[2])
+	p.GatewayPort, p.APIPort, p.SecurePort, p.Registry = ports[0], ports[1], ports[5], "localhost:"+strconv.Itoa(ports[2])
 	n := os.Getpid() % 200
 	p.flags = []string{
 		"--data-dir", dataDir, "--port", strconv.Itoa(ports[0]), "--api-port", strconv.Itoa(ports[1]),
 		"--registry-port", strconv.Itoa(ports[2]), "--kubelet-port", strconv.Itoa(ports[3]), "--internal-port", strconv.Itoa(ports[4]),
+		"--https-port", strconv.Itoa(ports[5]),
 		"--bridge", fmt.Sprintf("sonagit%d", n), "--pod-cidr", fmt.Sprintf("10.%d.0.0/18", 45+n), "--service-cidr", fmt.Sprintf("10.%d.64.0/18", 45+n),
 	}
 	return p, nil

@@ -3,9 +3,9 @@
 // Package pki makes and keeps the certificates of the control plane.
 //
 // One directory holds everything that proves an identity inside the cluster:
-// two authorities (the cluster's, which signs servers and clients, and the
-// front proxy's, which signs only the aggregation layer), the leaf
-// certificates they issued, the key that signs service account tokens, and
+// three authorities (the cluster's, which signs servers and clients; the front
+// proxy's, which signs only the aggregation layer; and the services', which
+// signs what services show to their clients), the leaf certificates they issued, the key that signs service account tokens, and
 // the kubeconfigs made from them.
 //
 // The law of the room:
@@ -83,6 +83,7 @@ type Files struct {
 	CABundle      []byte
 	Serving       Pair // the API server's own
 	FrontProxyCA  Pair // signs the aggregation layer's client certificate
+	ServicesCA    Pair // signs the certificates of services' hosts; clients of services trust it
 	FrontProxy    Pair // the aggregation layer's client certificate
 	KubeletClient Pair // the API server towards the node agent
 	KubeletServer Pair // the node agent's HTTPS API
@@ -123,6 +124,9 @@ func Ensure(dir string, o Options) (*Files, error) {
 	if err != nil {
 		return nil, err
 	}
+	if _, err := ensureAuthority(f.ServicesCA, "sonagi services", now); err != nil {
+		return nil, err
+	}
 	if err := ensureTokenKey(f.Token); err != nil {
 		return nil, err
 	}
@@ -146,6 +150,7 @@ func layout(dir string, o Options) *Files {
 		CA:                  pair("ca"),
 		Serving:             pair("apiserver"),
 		FrontProxyCA:        pair("front-proxy-ca"),
+		ServicesCA:          pair("services-ca"),
 		FrontProxy:          pair("front-proxy-client"),
 		KubeletClient:       pair("apiserver-kubelet-client"),
 		KubeletServer:       pair("kubelet"),

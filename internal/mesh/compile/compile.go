@@ -24,6 +24,10 @@ const (
 	serviceLabel    = "serving.knative.dev/service"
 	configLabel     = "serving.knative.dev/configuration"
 
+	// noTLS is why a certificate need not be provisioned.
+	noTLS = "TLSNotEnabled"
+	https = "https"
+
 	defaultPort = 8080
 	// queuePerPlace is how many requests wait for each place in a pod when the
 	// pod guards itself, without the burst capacity of the whole revision.
@@ -68,6 +72,16 @@ func (c *routeCompiler) main() {
 	if u := c.route.Status.URL; u != nil {
 		c.external(u.URL(), "", split)
 	}
+}
+
+// certificate names what proves a host of the route under HTTPS. A scheme that
+// somebody else serves in front of the gateway brings none.
+func (c *routeCompiler) certificate(u *url.URL, tag string) (name routing.Name) {
+	made := c.route.Status.GetCondition(servingv1.RouteConditionCertificateProvisioned)
+	if u.Scheme == https && made.IsTrue() && made.GetReason() != noTLS {
+		name = routing.Name{Namespace: c.route.Namespace, Name: routing.CertificateOf(string(c.route.UID), tag)}
+	}
+	return name
 }
 
 // tags adds the hosts of the route's tags. During a rollout a tag has several
@@ -119,7 +133,11 @@ func (c *routeCompiler) external(u *url.URL, tag string, split *routing.Split) {
 	if host == "" || strings.HasSuffix(host, ".svc."+c.settings.ClusterDomain) {
 		return
 	}
-	c.out.Hosts = append(c.out.Hosts, routing.Host{Host: host, Visibility: routing.External, Tag: tag, Split: split})
+	certificate := c.certificate(u, tag)
+	c.out.Hosts = append(c.out.Hosts, routing.Host{
+		Host: host, Visibility: routing.External, Tag: tag, Split: split,
+		Certificate: certificate, Redirect: certificate != routing.Name{} && c.settings.redirects(c.route.Annotations),
+	})
 }
 
 // Revision compiles a Revision.

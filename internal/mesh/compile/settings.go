@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"knative.dev/networking/pkg/apis/networking"
+
 	"github.com/sonagi/sonagi/internal/mesh/routing"
 )
 
@@ -25,6 +27,7 @@ type Settings struct {
 	Burst         float64       // target burst capacity of revisions that name none
 	Timeout       time.Duration // of revisions that name none
 	TagHeader     bool
+	Redirect      bool // plain HTTP to HTTPS, where there is HTTPS
 }
 
 // DefaultSettings are the settings while no ConfigMap says otherwise.
@@ -61,8 +64,24 @@ func (s Settings) With(configMap string, data map[string]string) Settings {
 				s.TagTemplate = t
 			}
 		}
+		s.Redirect = false
+		for _, key := range []string{"httpProtocol", "http-protocol"} {
+			if v := data[key]; v != "" {
+				s.Redirect = redirected(v)
+			}
+		}
 	}
 	return s
+}
+
+func redirected(protocol string) bool { return strings.EqualFold(protocol, "redirected") }
+
+// redirects reports whether an object's hosts send plain HTTP on to HTTPS.
+func (s Settings) redirects(annotations map[string]string) bool {
+	if own := networking.GetHTTPProtocol(annotations); own != "" {
+		return redirected(own)
+	}
+	return s.Redirect
 }
 
 // Options are the settings that a table keeps itself.

@@ -71,6 +71,9 @@ func (c *conn) match() (routing.Target, *refusal) {
 	if why == routing.UnknownHost && q.Host == healthHost {
 		return target, healthy
 	}
+	if why == routing.Insecure {
+		return target, c.g.redirect(strings.Clone(q.Host), string(c.req.target))
+	}
 	return target, refuseMatch(why)
 }
 

@@ -63,8 +63,11 @@ type Options struct {
 	// NamespaceOf says where a client from inside is, for hosts that are but a
 	// name. It may be nil.
 	NamespaceOf func(netip.Addr) (namespace string, ok bool)
-	Log         *slog.Logger
-	Times       Times
+	// SecurePort is where clients find the listener of AddTLS, for those that
+	// are sent there; 0 is 443.
+	SecurePort uint16
+	Log        *slog.Logger
+	Times      Times
 }
 
 // Times are the limits that do not come from a revision. Zero values are set
@@ -140,6 +143,7 @@ func New(o Options) *Gateway {
 type face struct {
 	listener net.Listener
 	internal bool
+	secure   bool
 	proto    string
 	handoff  *wire.Handoff
 	server   *http.Server

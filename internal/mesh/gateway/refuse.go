@@ -15,6 +15,8 @@ type refusal struct {
 	// body is what the client reads; without one it is the rule for those who
 	// sent nonsense, and nothing for the rest.
 	body string
+	// location is where to go instead.
+	location string
 }
 
 func refuse(status int, rule string) *refusal {
@@ -34,6 +36,10 @@ func (r *refusal) append(out []byte, now time.Time, close, bodyless bool) []byte
 	out = append(out, http.StatusText(r.status)...)
 	out = append(out, "\r\nDate: "...)
 	out = now.UTC().AppendFormat(out, http.TimeFormat)
+	if r.location != "" {
+		out = append(out, "\r\nLocation: "...)
+		out = append(out, r.location...)
+	}
 	if r.body != "" {
 		out = append(out, "\r\nContent-Type: text/plain; charset=utf-8\r\nX-Content-Type-Options: nosniff"...)
 	}

@@ -109,6 +109,7 @@ func (g *Gateway) matchSlow(f *face, r *http.Request) (routing.Target, *refusal)
 	q := routing.Query{
 		Host:     string(normal(make([]byte, 0, 256), []byte(r.Host))),
 		Internal: f.internal,
+		Secure:   f.secure,
 		Tag:      r.Header.Get("Knative-Serving-Tag"),
 	}
 	table := g.Tables.Load()
@@ -121,6 +122,9 @@ func (g *Gateway) matchSlow(f *face, r *http.Request) (routing.Target, *refusal)
 	if why == routing.UnknownRevision || table == nil {
 		target, why = g.awaitMatch(q)
 	}
+	if why == routing.Insecure {
+		return target, g.redirect(q.Host, r.URL.RequestURI())
+	}
 	return target, refuseMatch(why)
 }
 
@@ -129,6 +133,9 @@ func refuseSlow(w http.ResponseWriter, no *refusal) {
 	if no.body != "" {
 		h.Set("Content-Type", "text/plain; charset=utf-8")
 		h.Set("X-Content-Type-Options", "nosniff")
+	}
+	if no.location != "" {
+		h.Set("Location", no.location)
 	}
 	w.WriteHeader(no.status)
 	_, _ = io.WriteString(w, no.body) // the client is gone, and nobody is left to be told

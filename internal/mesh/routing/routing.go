@@ -9,7 +9,10 @@
 // shares stay exact while tables are replaced under load.
 package routing
 
-import "time"
+import (
+	"crypto/tls"
+	"time"
+)
 
 // Name names an object in a namespace.
 type Name struct{ Namespace, Name string }
@@ -76,6 +79,20 @@ type Host struct {
 	// Tag is the tag this host stands for; empty for the route itself.
 	Tag   string
 	Split *Split
+	// Alias is another host that is asked for in the place of this one, of
+	// whatever visibility. It stands in the place of a split.
+	Alias string
+	// Certificate names what proves the host to clients; without one there is
+	// no TLS.
+	Certificate Name
+	// Redirect sends requests in plain HTTP from outside on to HTTPS.
+	Redirect bool
+}
+
+// Certificate proves one or more hosts.
+type Certificate struct {
+	Name Name
+	TLS  *tls.Certificate
 }
 
 // Route is a compiled route: its hosts, and the splits its tags stand for.

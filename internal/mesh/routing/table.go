@@ -3,6 +3,7 @@
 package routing
 
 import (
+	"crypto/tls"
 	"maps"
 	"strings"
 )
@@ -13,6 +14,7 @@ type Table struct {
 	routes    map[Name]*Route
 	revisions map[Name]*Revision
 	contested map[string]struct{} // hosts that more than one route has claimed
+	proofs    map[Name]*Certificate
 	options   Options
 }
 
@@ -34,6 +36,7 @@ type entry struct {
 type Query struct {
 	Host     string // lower case, without port
 	Internal bool   // it came in through a cluster-local listener
+	Secure   bool   // it came by TLS
 	Tag      string // value of the header Knative-Serving-Tag
 }
 
@@ -57,11 +60,12 @@ const (
 	NotVisible
 	NoTraffic
 	UnknownRevision // the route is known before its revision is: this passes
+	Insecure        // the host is to be asked by HTTPS
 )
 
 // String returns the rule that refused.
 func (r Refusal) String() string {
-	return [...]string{"matched", "no route has this host", "host is cluster-local", "route has no traffic target", "revision is not known yet"}[r]
+	return [...]string{"matched", "no route has this host", "host is cluster-local", "route has no traffic target", "revision is not known yet", "host is redirected to HTTPS"}[r]
 }
 
 // Match finds the target of a request.
@@ -75,6 +79,15 @@ func (t *Table) Match(q Query) (Target, Refusal) {
 	}
 	if e.Visibility == ClusterLocal && !q.Internal {
 		return Target{}, NotVisible
+	}
+	if e.Redirect && !q.Secure && !q.Internal {
+		return Target{}, Insecure
+	}
+	if e.Alias != "" {
+		q.Host, q.Internal = e.Alias, true
+		if e, ok = t.hosts[q.Host]; !ok || e.Alias != "" {
+			return t.matchRevision(q)
+		}
 	}
 	target := Target{Route: e.route.Name, Tag: e.Tag, TagHeader: t.options.TagHeader}
 	split := e.Split
@@ -127,6 +140,30 @@ func (t *Table) Revision(name Name) (*Revision, bool) {
 	return r, ok
 }
 
+// Certificate returns what proves a host, or nil.
+func (t *Table) Certificate(host string) *tls.Certificate {
+	if t == nil {
+		return nil
+	}
+	e, ok := t.hosts[host]
+	if !ok {
+		return nil
+	}
+	if c, ok := t.proofs[e.Host.Certificate]; ok {
+		return c.TLS
+	}
+	return nil
+}
+
+// Proven reports whether a certificate is known.
+func (t *Table) Proven(name Name) bool {
+	if t == nil {
+		return false
+	}
+	_, ok := t.proofs[name]
+	return ok
+}
+
 // Size returns how many hosts, routes and revisions the table holds.
 func (t *Table) Size() (hosts, routes, revisions int) {
 	if t == nil {
@@ -150,7 +187,7 @@ func (t *Table) Edit() *Edit {
 type Edit struct {
 	table *Table
 	// already copied
-	hosts, routes, revisions, contested bool
+	hosts, routes, revisions, contested, proofs bool
 
 	deleted []Name
 }
@@ -169,6 +206,28 @@ func (e *Edit) DeleteRevision(name Name) {
 	own(&e.table.revisions, &e.revisions)
 	delete(e.table.revisions, name)
 	e.deleted = append(e.deleted, name)
+}
+
+// SetCertificate adds or replaces a certificate.
+func (e *Edit) SetCertificate(c *Certificate) {
+	own(&e.table.proofs, &e.proofs)
+	e.table.proofs[c.Name] = c
+}
+
+// DeleteCertificate removes a certificate.
+func (e *Edit) DeleteCertificate(name Name) {
+	if _, ok := e.table.proofs[name]; ok {
+		own(&e.table.proofs, &e.proofs)
+		delete(e.table.proofs, name)
+	}
+}
+
+// Certificates returns the names of all certificates in the new table.
+func (e *Edit) Certificates() (names []Name) {
+	for n := range e.table.proofs {
+		names = append(names, n)
+	}
+	return names
 }
 
 // Gone returns the revisions that were deleted, and not added again.

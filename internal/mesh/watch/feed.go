@@ -9,6 +9,7 @@ import (
 
 	"github.com/go-logr/logr"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -25,6 +26,7 @@ type feed struct {
 	sink      sink
 	namespace string
 	selector  labels.Selector
+	fields    fields.Selector
 	dependent bool // on settings
 	again     chan struct{}
 }
@@ -47,6 +49,11 @@ func (f *feed) in(namespace string) *feed {
 
 func (f *feed) labelled(s labels.Selector) *feed {
 	f.selector = s
+	return f
+}
+
+func (f *feed) with(s fields.Selector) *feed {
+	f.fields = s
 	return f
 }
 
@@ -93,7 +100,7 @@ func (f *feed) run(ctx context.Context, w *Watch) {
 
 func (f *feed) source(w *Watch) cache.ListerWatcher {
 	options := func(o metav1.ListOptions) *client.ListOptions {
-		return &client.ListOptions{Namespace: f.namespace, LabelSelector: f.selector, Limit: o.Limit, Continue: o.Continue, Raw: &o}
+		return &client.ListOptions{Namespace: f.namespace, LabelSelector: f.selector, FieldSelector: f.fields, Limit: o.Limit, Continue: o.Continue, Raw: &o}
 	}
 	return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {

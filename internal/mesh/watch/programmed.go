@@ -21,7 +21,8 @@ const patience = 30 * time.Second
 
 // Handler answers GET /programmed?namespace=&name=&resourceVersion=, or
 // &generation=, as soon as the table holds that state of the Route, or one
-// after it, and the revisions it names: 200 then, 504 if it takes too long.
+// after it, and the revisions and certificates it names: 200 then, 504 if it
+// takes too long. With &kind=DomainMapping it is asked about one of those.
 func (w *Watch) Handler() http.Handler {
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		q := r.URL.Query()
@@ -31,6 +32,9 @@ func (w *Watch) Handler() http.Handler {
 			return
 		}
 		want.name = routing.Name{Namespace: q.Get("namespace"), Name: q.Get("name")}
+		if q.Get("kind") == "DomainMapping" {
+			want.name = routing.MappingOf(want.name)
+		}
 		ctx, cancel := context.WithTimeout(r.Context(), patience)
 		defer cancel()
 		if _, err := w.Live.Wait(ctx, want.met); err != nil {
@@ -68,6 +72,9 @@ func (s state) met(t *routing.Table) bool {
 		return false
 	}
 	for _, h := range r.Hosts {
+		if (h.Certificate != routing.Name{}) && !t.Proven(h.Certificate) {
+			return false
+		}
 		for _, share := range h.Split.Shares() {
 			if _, ok := t.Revision(share.Revision); !ok {
 				return false

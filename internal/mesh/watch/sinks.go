@@ -44,7 +44,7 @@ func (w *Watch) routes() sink {
 			w.push(func(e *routing.Edit) {
 				routes, _ := e.Names()
 				for _, n := range routes {
-					if !present[n] {
+					if !present[n] && !routing.IsMapping(n) {
 						e.DeleteRoute(n)
 					}
 				}
@@ -79,7 +79,7 @@ func (w *Watch) revisions() sink {
 			w.push(func(e *routing.Edit) {
 				_, revisions := e.Names()
 				for _, n := range revisions {
-					if !present[n] {
+					if !present[n] && !routing.IsMapping(n) {
 						e.DeleteRevision(n)
 					}
 				}

@@ -10,7 +10,9 @@
 //
 // Wiring: Client is internal/kube's. OnPod is for clusters, where no agent of
 // ours tells of pods: it is serving/activator's SetEndpoint. OnGone is told of
-// deleted revisions: activator.Forget and the meter's. Handler is served on the
+// deleted revisions: activator.Forget and the meter's. OnService is told of the
+// plain Services that stand behind domains, as if they were pods: it is
+// activator's SetEndpoint too. Handler is served on the
 // node's socket.
 package watch
 
@@ -22,8 +24,10 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
+	servingv1beta1 "knative.dev/serving/pkg/apis/serving/v1beta1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/sonagi/sonagi/internal/mesh/compile"
@@ -39,6 +43,7 @@ type Options struct {
 	SystemNamespace string
 	ClusterDomain   string
 	OnPod           func(routing.Endpoint)
+	OnService       func(routing.Endpoint)
 	OnGone          func(revision routing.Name)
 	Log             *slog.Logger
 }
@@ -71,6 +76,9 @@ func New(o Options) *Watch {
 		newFeed("config maps", &corev1.ConfigMap{}, &corev1.ConfigMapList{}, w.configMaps()).in(w.SystemNamespace),
 		newFeed("revisions", &servingv1.Revision{}, &servingv1.RevisionList{}, w.revisions()).onSettings(),
 		newFeed("routes", &servingv1.Route{}, &servingv1.RouteList{}, w.routes()).onSettings(),
+		newFeed("domain mappings", &servingv1beta1.DomainMapping{}, &servingv1beta1.DomainMappingList{}, w.domains()).onSettings(),
+		newFeed("certificates", &corev1.Secret{}, &corev1.SecretList{}, w.certificates()).
+			with(fields.OneTermEqualSelector("type", string(corev1.SecretTypeTLS))),
 	}
 	if o.OnPod != nil {
 		selected, err := labels.Parse(revisionLabel)

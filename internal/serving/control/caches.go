@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/selection"
 	"k8s.io/client-go/rest"
+	"knative.dev/networking/pkg/apis/networking"
 	"knative.dev/serving/pkg/apis/serving"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -51,8 +52,8 @@ func unlimited(cfg *rest.Config) *rest.Config {
 	return cfg
 }
 
-// leanCache holds the pods and Services of serving, and of the pods little more than their
-// status.
+// leanCache holds the pods, Services and certificates' Secrets of serving, and of the pods
+// little more than their status.
 func leanCache(m manager.Manager, cfg *rest.Config) (cache.Cache, error) {
 	pods, err := labels.NewRequirement(serving.RevisionLabelKey, selection.Exists, nil)
 	if err != nil {
@@ -62,11 +63,16 @@ func leanCache(m manager.Manager, cfg *rest.Config) (cache.Cache, error) {
 	if err != nil {
 		return nil, err
 	}
+	secrets, err := labels.NewRequirement(networking.CertificateUIDLabelKey, selection.Exists, nil)
+	if err != nil {
+		return nil, err
+	}
 	return cache.New(cfg, cache.Options{
 		Scheme: m.GetScheme(), Mapper: m.GetRESTMapper(), DefaultTransform: kube.Lean,
 		ByObject: map[client.Object]cache.ByObject{
 			&corev1.Pod{}:     {Label: labels.NewSelector().Add(*pods), Transform: leanPod},
 			&corev1.Service{}: {Label: labels.NewSelector().Add(*services)},
+			&corev1.Secret{}:  {Label: labels.NewSelector().Add(*secrets)},
 		},
 	})
 }

@@ -32,6 +32,10 @@ type Options struct {
 	// ExternalPort is where the gateway takes traffic from outside. URLs name it unless it is
 	// 80 or not known, so that what is shown can be used as it is.
 	ExternalPort uint16
+	// SecurePort is where the gateway takes TLS from outside.
+	SecurePort uint16
+	// Issuer makes the certificates of hosts. Nil means that somebody else sees to Certificates.
+	Issuer Issuer
 	// Programmed returns once the gateway serves a Route as its status of at least this
 	// resource version says. Nil means that it does so at once.
 	Programmed func(ctx context.Context, route Programming) error
@@ -47,8 +51,9 @@ type Options struct {
 	Log             *slog.Logger
 }
 
-// Programming names a state of a Route.
+// Programming names a state of a Route, or of a DomainMapping.
 type Programming struct {
+	Kind            string // empty for a Route
 	Namespace, Name string
 	Generation      int64
 	ResourceVersion string
@@ -91,6 +96,8 @@ func Setup(m manager.Manager, o Options) error {
 		func() error { return addConfigurations(m, c) },
 		func() error { return addRevisions(m, c, kubeClient) },
 		func() error { return addRoutes(m, c) },
+		func() error { return addDomains(m, c) },
+		func() error { return addCertificates(m, c) },
 		func() error { return addCollector(m, c) },
 	} {
 		if err := add(); err != nil {

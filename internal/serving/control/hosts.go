@@ -26,8 +26,10 @@ type hosts struct {
 }
 
 type host struct {
-	name string // of the placeholder
-	url  *apis.URL
+	name   string // of the placeholder
+	domain string // the whole host name
+	local  bool   // not seen from outside
+	url    *apis.URL
 }
 
 // defaultPort is the one that a URL need not name.
@@ -64,14 +66,14 @@ func (r routes) hosts(ctx context.Context, route *servingv1.Route, s *desired.Se
 		if err != nil {
 			return nil, err
 		}
-		scheme := "http"
+		domain, scheme := full, "http"
 		if !local {
 			scheme = s.Network.DefaultExternalScheme
 		}
 		if port := r.options.ExternalPort; !local && port != 0 && port != defaultPort {
 			full = net.JoinHostPort(full, strconv.Itoa(int(port)))
 		}
-		h.byTag[tag] = host{name: name, url: &apis.URL{Scheme: scheme, Host: full}}
+		h.byTag[tag] = host{name: name, domain: domain, local: local, url: &apis.URL{Scheme: scheme, Host: full}}
 	}
 	return h, nil
 }

@@ -8,8 +8,10 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	netv1alpha1 "knative.dev/networking/pkg/apis/networking/v1alpha1"
 	"knative.dev/serving/pkg/apis/serving"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
+	servingv1beta1 "knative.dev/serving/pkg/apis/serving/v1beta1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/sonagi/sonagi/internal/serving/desired"
@@ -19,7 +21,9 @@ import (
 const (
 	byConfiguration = "serving.configuration" // revisions, routes
 	byRevision      = "serving.revision"      // routes, pods
-	byRoute         = "serving.route"         // revisions, configurations, Services
+	byRoute         = "serving.route"         // revisions, configurations, Services, certificates
+	byDomain        = "serving.domain"        // domain mappings
+	byReference     = "serving.reference"     // domain mappings
 )
 
 func addIndices(serving, lean client.FieldIndexer) error {
@@ -34,6 +38,9 @@ func addIndices(serving, lean client.FieldIndexer) error {
 		{serving, &servingv1.Configuration{}, byRoute, routesOf},
 		{serving, &servingv1.Route{}, byConfiguration, configurationsOfRoute},
 		{serving, &servingv1.Route{}, byRevision, revisionsOfRoute},
+		{serving, &netv1alpha1.Certificate{}, byRoute, routeOfService},
+		{serving, &servingv1beta1.DomainMapping{}, byDomain, domainOf},
+		{serving, &servingv1beta1.DomainMapping{}, byReference, referenceOf},
 		{lean, &corev1.Service{}, byRoute, routeOfService},
 		{lean, &corev1.Pod{}, byRevision, revisionOfPod},
 	} {

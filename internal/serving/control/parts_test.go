@@ -171,7 +171,7 @@ func TestProgrammed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		served := make(chan error)
 		var rung []client.ObjectKey
-		p := newProgrammed(func(ctx context.Context, what Programming) error {
+		p := newProgrammed("", func(ctx context.Context, what Programming) error {
 			select {
 			case err := <-served:
 				return err

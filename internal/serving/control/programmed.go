@@ -6,13 +6,13 @@ import (
 	"context"
 	"sync"
 
-	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// programmed knows which routes the gateway serves as their status says, and has the others
-// reconciled once it does.
+// programmed knows which routes, or other objects of one kind, the gateway serves as their
+// status says, and has the others reconciled once it does.
 type programmed struct {
+	kind string // empty for routes
 	ask  func(context.Context, Programming) error
 	ring func(client.ObjectKey)
 
@@ -26,29 +26,29 @@ type programming struct {
 	cancel  context.CancelFunc
 }
 
-func newProgrammed(ask func(context.Context, Programming) error, ring func(client.ObjectKey)) *programmed {
+func newProgrammed(kind string, ask func(context.Context, Programming) error, ring func(client.ObjectKey)) *programmed {
 	if ask == nil {
 		ask = func(context.Context, Programming) error { return nil }
 	}
-	return &programmed{ask: ask, ring: ring, routes: map[client.ObjectKey]*programming{}}
+	return &programmed{kind: kind, ask: ask, ring: ring, routes: map[client.ObjectKey]*programming{}}
 }
 
 // serves reports whether the gateway serves this state of a route. If it does not, the route
 // is reconciled again when it does.
-func (p *programmed) serves(r *servingv1.Route) bool {
+func (p *programmed) serves(r client.Object) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	k := key(r)
 	if one := p.routes[k]; one != nil {
-		if one.version == r.ResourceVersion {
+		if one.version == r.GetResourceVersion() {
 			return one.done
 		}
 		one.cancel()
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	one := &programming{version: r.ResourceVersion, cancel: cancel}
+	one := &programming{version: r.GetResourceVersion(), cancel: cancel}
 	p.routes[k] = one
-	go p.wait(ctx, k, one, Programming{Namespace: r.Namespace, Name: r.Name, Generation: r.Generation, ResourceVersion: r.ResourceVersion})
+	go p.wait(ctx, k, one, Programming{Kind: p.kind, Namespace: k.Namespace, Name: k.Name, Generation: r.GetGeneration(), ResourceVersion: r.GetResourceVersion()})
 	return false
 }
 

@@ -75,6 +75,11 @@ func (r routes) assign(ctx context.Context, before, route *servingv1.Route, s *d
 		}
 		return verdict{}, nil
 	}
+	coming, err := r.secure(ctx, route, hosts, s)
+	if err != nil {
+		return verdict{}, err
+	}
+	route.Status.URL = hosts.url("")
 	served := isTrue(before, servingv1.RouteConditionIngressReady) || len(before.Status.Traffic) > 0 && r.gateway.serves(before)
 	shares, wake := roll(route, shares, s, served)
 	route.Status.Traffic = targets(shares, hosts)
@@ -83,7 +88,6 @@ func (r routes) assign(ctx context.Context, before, route *servingv1.Route, s *d
 	if err := r.placeholders(ctx, route, hosts, s); err != nil {
 		return verdict{}, err
 	}
-	route.Status.MarkTLSNotEnabled(servingv1.ExternalDomainTLSNotEnabledMessage)
 	same := sameRouting(before, route)
 	switch {
 	case rolling(route):
@@ -94,7 +98,7 @@ func (r routes) assign(ctx context.Context, before, route *servingv1.Route, s *d
 		// The gateway learns of it from the status.
 		route.Status.MarkIngressNotConfigured()
 	}
-	return verdict{after: wake, now: !same}, nil
+	return verdict{after: wake, now: !same, hold: coming}, nil
 }
 
 // sameRouting reports whether the gateway would serve two states of a route alike.

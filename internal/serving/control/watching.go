@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
+	netv1alpha1 "knative.dev/networking/pkg/apis/networking/v1alpha1"
 	"knative.dev/serving/pkg/apis/serving"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -22,7 +23,7 @@ import (
 
 func addRoutes(m manager.Manager, c *common) error {
 	bell := &doorbell{}
-	r := routes{c, newProgrammed(c.options.Programmed, bell.ring)}
+	r := routes{c, newProgrammed("", c.options.Programmed, bell.ring)}
 	ofService := handler.TypedEnqueueRequestsFromMapFunc(func(_ context.Context, s *corev1.Service) []reconcile.Request {
 		if name := s.Labels[serving.RouteLabelKey]; name != "" {
 			return []reconcile.Request{{NamespacedName: client.ObjectKey{Namespace: s.Namespace, Name: name}}}
@@ -42,6 +43,7 @@ func addRoutes(m manager.Manager, c *common) error {
 		Watches(&servingv1.Configuration{}, handler.EnqueueRequestsFromMapFunc(r.ofConfiguration)).
 		Watches(&servingv1.Revision{}, handler.EnqueueRequestsFromMapFunc(r.ofRevision), builder.WithPredicates(readinessChanges())).
 		Watches(&corev1.ConfigMap{}, every, builder.WithPredicates(settingsChanges())).
+		Watches(&netv1alpha1.Certificate{}, handler.EnqueueRequestForOwner(m.GetScheme(), m.GetRESTMapper(), &servingv1.Route{}, handler.OnlyControllerOwner())).
 		WatchesRawSource(source.Kind(c.lean, &corev1.Service{}, ofService)).
 		WatchesRawSource(bell.source()).
 		WithOptions(tuned()).Complete(r)
