@@ -19,11 +19,8 @@ import (
 type role func(ctx context.Context, s Settings, log *slog.Logger) ([][]run.Task, error)
 
 // A start makes much that it keeps, and is short: collecting during it costs
-// time and gives little back. Afterwards the memory that rests is what counts.
-const (
-	startGC  = 400 // percent
-	steadyGC = 50
-)
+// time and gives little back.
+const startGC = 400 // percent
 
 // play runs a role as a child of the supervisor. Without its supervisor a child
 // leaves at once and tidies nothing up, so that the next one can adopt all of it.
@@ -37,10 +34,7 @@ func play(ctx context.Context, name string, s Settings, build role) error {
 	if err == nil {
 		stages = append(stages, []run.Task{{Run: func(ctx context.Context) error {
 			report.AllReady()
-			debug.SetGCPercent(steadyGC)
-			debug.FreeOSMemory()
-			<-ctx.Done()
-			return nil
+			return collectByLoad(ctx)
 		}}})
 		err = run.Stages(ctx, report, stages...)
 	}

@@ -105,8 +105,10 @@ func (s *Server) plugins(a *apiserveroptions.AdmissionOptions) {
 	// Ours come before webhooks and policies, which judge the finished
 	// object, and before quota, which counts it.
 	at := slices.Index(a.RecommendedPluginOrder, firstLatePlugin)
-	for _, name := range slices.Sorted(maps.Keys(s.options.Admission)) {
-		plugin := s.options.Admission[name]
+	ours := map[string]admission.Interface{untrackedPlugin: untracked{}}
+	maps.Copy(ours, s.options.Admission)
+	for _, name := range slices.Sorted(maps.Keys(ours)) {
+		plugin := ours[name]
 		a.Plugins.Register(name, func(io.Reader) (admission.Interface, error) { return plugin, nil })
 		a.RecommendedPluginOrder = slices.Insert(slices.Clone(a.RecommendedPluginOrder), at, name)
 		at++
