@@ -21,14 +21,17 @@ import (
 func Logger(w io.Writer, process, level string) *slog.Logger {
 	log := slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: parse(level)})).With("process", process)
 	// Kubernetes' libraries tell at info what only their authors need: their errors and warnings are enough.
-	klog.SetLoggerWithOptions(logr.FromSlogHandler(atLeast(slog.LevelWarn, log.Handler())), klog.ContextualLogger(true))
+	klog.SetLoggerWithOptions(logr.FromSlogHandler(quiet(log)), klog.ContextualLogger(true))
 	return log
 }
 
 // Logr is log for libraries that want a logr.Logger, warnings and errors only.
 func Logr(log *slog.Logger) logr.Logger {
-	return logr.FromSlogHandler(atLeast(slog.LevelWarn, log.Handler()))
+	return logr.FromSlogHandler(quiet(log))
 }
+
+// quiet is where libraries log: warnings and errors, if nobody mends them.
+func quiet(log *slog.Logger) slog.Handler { return atLeast(slog.LevelWarn, calm{log.Handler()}) }
 
 func parse(level string) slog.Level {
 	var l slog.Level

@@ -10,11 +10,13 @@ import (
 	"sync/atomic"
 
 	"k8s.io/klog/v2"
+
+	"github.com/sonagi/sonagi/internal/telemetry"
 )
 
 // bridgeKlog lends upstream's global logger our own, and takes its exit away.
 func (s *Server) bridgeKlog() {
-	h := quieter{s.log.Handler(), &atomic.Value{}}
+	h := quieter{telemetry.Calm(s.log.Handler()), &atomic.Value{}}
 	klog.SetSlogLogger(slog.New(h))
 	klog.OsExit = func(int) {
 		last, _ := h.last.Load().(string)
