@@ -13,10 +13,12 @@ import (
 	"k8s.io/apiserver/pkg/admission"
 	networkingconfig "knative.dev/networking/pkg/config"
 	"knative.dev/pkg/configmap"
+	o11yconfigmap "knative.dev/pkg/observability/configmap"
 	"knative.dev/serving/pkg/apis/config"
 	autoscaler "knative.dev/serving/pkg/autoscaler/config"
 	"knative.dev/serving/pkg/deployment"
 	"knative.dev/serving/pkg/gc"
+	observability "knative.dev/serving/pkg/observability/configmap"
 	domain "knative.dev/serving/pkg/reconciler/route/config"
 )
 
@@ -31,6 +33,8 @@ var parsers = map[string]func(*corev1.ConfigMap) error{
 	domain.DomainConfigName:        parser(domain.NewDomainFromConfigMap),
 	gc.ConfigName:                  parser(gc.NewConfigFromConfigMapFunc(context.Background())),
 	networkingconfig.ConfigMapName: parser(networkingconfig.NewConfigFromConfigMap),
+	o11yconfigmap.DefaultName:      parser(observability.Parse),
+	kourierName:                    parser(parseKourier),
 }
 
 func parser[T any](parse func(*corev1.ConfigMap) (T, error)) func(*corev1.ConfigMap) error {
@@ -38,6 +42,14 @@ func parser[T any](parse func(*corev1.ConfigMap) (T, error)) func(*corev1.Config
 		_, err := parse(c)
 		return err
 	}
+}
+
+// kourierName is the ConfigMap of the gateway that comes with Knative.
+const kourierName = "config-kourier"
+
+// parseKourier reads the one setting of it that is known here.
+func parseKourier(c *corev1.ConfigMap) (accessLog bool, err error) {
+	return accessLog, configmap.Parse(c.Data, configmap.AsBool("enable-service-access-logging", &accessLog))
 }
 
 // parseDeployment does without an image for the queue's container: there is no such container.

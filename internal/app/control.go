@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"sync/atomic"
 	"time"
 
@@ -97,7 +98,7 @@ func (s Settings) serving(cfg *rest.Config, settings *systemConfigMaps, issuer *
 			settings.from(manager.GetCache())
 			return run.Stages(ctx, silent{},
 				[]run.Task{kube.Task("caches", manager)},
-				[]run.Task{scaler.Task(), listenUnix("load samples", s.controlSocket(), scaler)},
+				[]run.Task{scaler.Task(), listenUnix("load samples", s.controlSocket(), controlHandler(scaler))},
 				[]run.Task{{Run: func(ctx context.Context) error {
 					close(ready)
 					<-ctx.Done()
@@ -108,11 +109,19 @@ func (s Settings) serving(cfg *rest.Config, settings *systemConfigMaps, issuer *
 	}
 }
 
+// controlHandler is what node asks of control, and tells it.
+func controlHandler(scaler *autoscaler.Autoscaler) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/", scaler)
+	mux.Handle("GET /metrics", scaler.Metrics())
+	return mux
+}
+
 func (s Settings) installation(files *pki.Files) install.Options {
 	return install.Options{
 		Domain: s.Domain, HostIP: s.BridgeIP(), ClusterDNS: s.DNSIP(),
 		GatewayPort: s.GatewayPort, SecurePort: s.SecurePort, InternalPort: s.InternalPort, DNSPort: dnsPort, RegistryPort: s.RegistryPort,
-		MetricsPort: s.KubeletPort, MetricsCA: files.CABundle, DataPlaneUser: pki.DataPlaneUser,
+		MetricsPort: s.KubeletPort, MetricsCA: files.CABundle, DataPlaneUser: pki.DataPlaneUser, ServingMetricsPort: servingMetricsPort,
 	}
 }
 

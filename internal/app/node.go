@@ -24,6 +24,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"knative.dev/serving/pkg/apis/serving"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/sonagi/sonagi/internal/cluster/pki"
 	"github.com/sonagi/sonagi/internal/kube"
@@ -105,7 +106,7 @@ func node(ctx context.Context, s Settings, log *slog.Logger) ([][]run.Task, erro
 	local := http.NewServeMux()
 	local.Handle("/images", imagesHandler(p.images))
 	local.Handle(watch.Path, traffic.watch.Handler())
-	local.Handle("/metrics", traffic.meter.Handler(traffic.activator.States))
+	local.Handle("/metrics", traffic.metrics)
 	return [][]run.Task{
 		// Closed after all that uses it, and before it is cleaned up: an open one mends what is removed.
 		{{Name: "pod network", Run: func(ctx context.Context) error {
@@ -115,6 +116,8 @@ func node(ctx context.Context, s Settings, log *slog.Logger) ([][]run.Task, erro
 		{p.registryTask(s), listenUnix("node socket", s.nodeSocket(), local)},
 		// Informers that find no API wait ever longer before they ask again, so they start when it answers.
 		{answers("Kubernetes API", cfg), {Name: "pods", Run: stopPods(pods)}},
+		// The records outlive the gateway, whose last requests are recorded too.
+		{traffic.records.Task(), s.serveMetrics(traffic.metrics, log)},
 		{traffic.watch.Task(), traffic.reporter.Task(), services.Task(), names.Task(), pods.Task()},
 		{{Name: "routes", Run: untilDone, Ready: traffic.watch.Synced}},
 		// Last, so that it ends first: requests finish before pods are told to. Until then connections wait in its sockets.
@@ -200,18 +203,21 @@ func (p podRooms) registryTask(s Settings) run.Task {
 // traffic is the data plane.
 type traffic struct {
 	config    *rest.Config
+	api       client.Client
 	gateway   *gateway.Gateway
 	activator *activator.Activator
 	reporter  *queue.Reporter
-	meter     *queue.Meter
+	tables    *routing.Live
 	watch     *watch.Watch
-	places    sync.Map // of clients inside: netip.Addr to place
+	observation
+	clusterDomain string
+	places        sync.Map // of clients inside: netip.Addr to place
 }
 
 // place is where a pod is.
 type place struct {
-	uid       types.UID
-	namespace string
+	uid             types.UID
+	namespace, name string
 }
 
 // namespaceOf says in whose namespace a client is that has a pod's address.
@@ -232,19 +238,20 @@ func newTraffic(s Settings, files *pki.Files, log *slog.Logger) (*traffic, error
 	if err != nil {
 		return nil, err
 	}
-	live := &routing.Live{}
-	t := &traffic{config: cfg, meter: &queue.Meter{}}
+	t := &traffic{config: cfg, api: api, clusterDomain: s.ClusterDomain, tables: &routing.Live{}}
 	t.reporter = queue.NewReporter(s.controlSocket(), nil, log)
 	t.activator = activator.New(t.reporter.Poke)
 	t.reporter.SetSample(t.activator.Sample)
-	t.gateway = gateway.New(gateway.Options{Times: gateway.Times{Drain: stopLimit}, Tables: live, Pods: t.activator, Observe: t.meter.Observe, NamespaceOf: t.namespaceOf, SecurePort: s.SecurePort, Log: log})
+	t.gateway = gateway.New(gateway.Options{Times: gateway.Times{Drain: stopLimit}, Tables: t.tables, Pods: t.activator, NamespaceOf: t.namespaceOf, SecurePort: s.SecurePort, Log: log})
+	t.observation = s.observation(t, log)
 	t.watch = watch.New(watch.Options{
-		Client: api, Live: live, SystemNamespace: kube.SystemNamespace, ClusterDomain: s.ClusterDomain, Log: log,
+		Client: api, Live: t.tables, SystemNamespace: kube.SystemNamespace, ClusterDomain: s.ClusterDomain, Log: log,
 		OnService: t.activator.SetEndpoint,
 		OnGone: func(revision routing.Name) {
 			t.activator.Forget(revision)
-			t.meter.Forget(revision)
+			t.records.Forget(revision)
 		},
+		OnConfigMap: t.records.Configure,
 	})
 	for i, internal := range []bool{externalGateway: false, internalGateway: true} {
 		l, err := inherited(i)
@@ -263,7 +270,7 @@ func newTraffic(s Settings, files *pki.Files, log *slog.Logger) (*traffic, error
 
 // endpoint takes news of a pod from the agent, in the same process and before the API has them.
 func (t *traffic) endpoint(e agent.PodEndpoint) {
-	if at := (place{e.UID, e.Namespace}); e.Gone {
+	if at := (place{e.UID, e.Namespace, e.Name}); e.Gone {
 		t.places.CompareAndDelete(e.IP, at)
 	} else {
 		t.places.Store(e.IP, at)

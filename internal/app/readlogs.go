@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 	"knative.dev/serving/pkg/apis/serving"
+	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/sonagi/sonagi/internal/kube"
@@ -93,6 +94,40 @@ func seekTail(f *os.File, n int64) error {
 	}
 	_, err = f.Seek(from+int64(at), io.SeekStart)
 	return err
+}
+
+// RequestLogs prints the request logs of a service's revisions, also of those
+// that have no pod now.
+func RequestLogs(ctx context.Context, s Settings, o LogOptions) error {
+	cfg, err := clientcmd.BuildConfigFromFlags("", s.Kubeconfig())
+	if err != nil {
+		return errNotUp
+	}
+	api, err := kube.NewClient(cfg)
+	if err != nil {
+		return fmt.Errorf("%w (%w)", errNotUp, err)
+	}
+	var revisions servingv1.RevisionList
+	if err := api.List(ctx, &revisions, client.InNamespace(o.Namespace), client.MatchingLabels{serving.ServiceLabelKey: o.Service}); err != nil {
+		return fmt.Errorf("logs: %w", err)
+	}
+	out := &lineWriter{w: o.Out}
+	var wait sync.WaitGroup
+	errs := make([]error, len(revisions.Items))
+	found := false
+	for i, r := range revisions.Items {
+		path := s.Path("logs", "requests", r.Namespace, r.Name+".log")
+		if _, err := os.Stat(path); err != nil {
+			continue // no request was logged
+		}
+		found = true
+		wait.Go(func() { errs[i] = tailFile(ctx, path, r.Name+" | ", o, out) })
+	}
+	wait.Wait()
+	if !found {
+		return fmt.Errorf("no request of service %s in namespace %s was logged; logging.enable-request-log in the ConfigMap config-observability of namespace knative-serving switches the log on", o.Service, o.Namespace)
+	}
+	return errors.Join(errs...)
 }
 
 // ServiceLogs prints the logs of the user containers of a service's pods.

@@ -10,6 +10,7 @@ import (
 
 func logs(d *dataDir) *cobra.Command {
 	o := app.LogOptions{}
+	requests := false
 	c := &cobra.Command{
 		Use:   "logs [SERVICE]",
 		Short: "Print the logs of a service, or of the platform itself",
@@ -24,6 +25,9 @@ func logs(d *dataDir) *cobra.Command {
 				return app.PlatformLogs(c.Context(), s, o)
 			}
 			o.Service = args[0]
+			if requests {
+				return app.RequestLogs(c.Context(), s, o)
+			}
 			return app.ServiceLogs(c.Context(), s, o)
 		},
 	}
@@ -31,5 +35,6 @@ func logs(d *dataDir) *cobra.Command {
 	fl.BoolVarP(&o.Follow, "follow", "f", false, "go on with what is written from now on")
 	fl.Int64Var(&o.Tail, "tail", 200, "lines to begin with")
 	fl.StringVarP(&o.Namespace, "namespace", "n", "default", "namespace of the service")
+	fl.BoolVar(&requests, "requests", false, "print the service's request log (config-observability switches it on)")
 	return c
 }

@@ -56,6 +56,8 @@ type Options struct {
 	MetricsCA     []byte     // PEM of the authority that signed the metrics listener's certificate; empty skips the check
 	LoadBalancer  netip.Addr // address of the gateway from outside; HostIP if not set
 	DataPlaneUser string     // user name of the data plane; sonagi:data-plane if not set
+
+	ServingMetricsPort uint16 // serves Serving's metrics to Prometheus; 0 leaves it out
 }
 
 // Apply brings the objects into the cluster and returns whether anything had to be written.

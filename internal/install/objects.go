@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"net/netip"
+	"strconv"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/yaml"
@@ -104,6 +105,25 @@ func services(o Options) []*unstructured.Unstructured {
 		out = append(out, fixed(o, "kube-system", "metrics-server", "ClusterIP", netip.Addr{}, port{"https", "TCP", "", 443, o.MetricsPort})...)
 		out = append(out, metricsAPI(o))
 	}
+	if o.ServingMetricsPort != 0 {
+		out = append(out, metricsService(o)...)
+	}
+	return out
+}
+
+// metricsService is where Prometheus finds the metrics of Serving's parts, in
+// the way that most of its configurations look for: by annotations, or by the
+// name of a port.
+func metricsService(o Options) []*unstructured.Unstructured {
+	out := fixed(o, servingNamespace, "serving-metrics", "ClusterIP", netip.Addr{}, port{"http-metrics", "TCP", "", 9090, o.ServingMetricsPort})
+	for _, u := range out {
+		labels := u.GetLabels()
+		labels["app.kubernetes.io/component"] = "metrics"
+		u.SetLabels(labels)
+	}
+	out[0].SetAnnotations(map[string]string{
+		"prometheus.io/scrape": "true", "prometheus.io/path": "/metrics", "prometheus.io/port": strconv.Itoa(int(o.ServingMetricsPort)),
+	})
 	return out
 }
 

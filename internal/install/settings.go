@@ -7,6 +7,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"knative.dev/pkg/configmap"
+	"knative.dev/serving/pkg/observability"
 )
 
 const exampleKey = configmap.ExampleKey
@@ -197,7 +198,25 @@ autocreate-cluster-domain-claims: "false"
 `}, {"config-observability", `
 # Where a revision's logs are found.
 logging.revision-url-template: "http://logging.example.com/?revisionUID=${REVISION_UID}"
-# Whether each request is logged, and how.
+# Whether each request is logged, and how: a Go template in one line. The log of a revision is
+# logs/requests/NAMESPACE/REVISION.log in the data directory; "sonagi logs SERVICE --requests" prints it.
+# Known to the template: .Request (net/http's), .Response (Code, Size, Latency), .Revision (Name, Namespace,
+# Service, Configuration, PodName, PodIP), .TraceID.
 logging.enable-request-log: "false"
+logging.request-log-template: '` + observability.DefaultRequestLogTemplate + `'
+# Probes do not pass where requests are logged: this changes nothing.
 logging.enable-probe-request-log: "false"
+# Where traces go: none, grpc or http/protobuf (OTLP), or stdout. The endpoint belongs to grpc and http/protobuf.
+tracing-protocol: "none"
+tracing-endpoint: ""
+# Share of requests that are traced, from 0 to 1, where no caller has decided.
+tracing-sampling-rate: "0"
+# Prometheus finds all metrics at the Service serving-metrics whatever is set here.
+metrics-protocol: "none"
+request-metrics-protocol: "none"
+# Profiles of the node process under /debug/pprof/, beside the metrics.
+runtime-profiling: "disabled"
+`}, {"config-kourier", `
+# Whether the gateway writes a line for each request to logs/access.log in the data directory, in Envoy's format.
+enable-service-access-logging: "false"
 `}}

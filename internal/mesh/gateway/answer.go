@@ -14,6 +14,7 @@ import (
 type framing struct {
 	how    how
 	left   int64
+	sent   int64 // byClose
 	chunks chunks
 }
 
@@ -36,6 +37,7 @@ func (f *framing) take(p []byte) (n int, done bool, err error) {
 	case byChunks:
 		return f.chunks.scan(p)
 	case byClose:
+		f.sent += int64(len(p))
 		return len(p), false, nil
 	}
 	return 0, true, nil
@@ -68,7 +70,7 @@ func (x *exchange) answer(up *upstream) bool {
 // plan decides how the body is framed on both sides.
 func (x *exchange) plan() (r reply, keep bool) {
 	f := &x.framing
-	f.how, f.left = byClose, 0
+	f.how, f.left, f.sent = byClose, 0, 0
 	switch {
 	case string(x.req.method) == "HEAD", x.status == 204, x.status == 304:
 		f.how = bodyless
@@ -244,6 +246,7 @@ func (x *exchange) writeChunk(p []byte) error {
 	if len(p) == 0 {
 		return nil // that would be the end
 	}
+	x.framing.sent += int64(len(p))
 	x.out = append(strconv.AppendInt(x.out[:0], int64(len(p)), 16), "\r\n"...)
 	if _, err := x.s.WriteTwo(x.out, p); err != nil {
 		return err

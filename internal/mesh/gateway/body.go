@@ -15,7 +15,8 @@ type body struct {
 	first   []byte // what came with the head
 	whole   bool   // that is all
 	chunked bool
-	left    int64 // when not chunked
+	total   int64 // when not chunked
+	left    int64 // of it
 	chunks  chunks
 
 	running bool        // there is a pump to be waited for
@@ -35,7 +36,8 @@ func (b *body) begin(c *conn) *refusal {
 		return nil
 	}
 	b.begun, b.bad = true, nil
-	b.chunked, b.left = c.req.chunked, max(0, c.req.length)
+	b.chunked, b.total = c.req.chunked, max(0, c.req.length)
+	b.left = b.total
 	b.read.Store(false)
 	data := (*c.buf)[c.r:c.w]
 	n := int(min(int64(len(data)), b.left))

@@ -59,6 +59,8 @@ func classify(name []byte) kind {
 			return k
 		}
 		return is(name, "keep-alive", hopByHop)
+	case 11:
+		return is(name, "traceparent", traceParent)
 	case 12:
 		return is(name, "x-request-id", requestID)
 	case 14:

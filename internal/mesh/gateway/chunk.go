@@ -14,6 +14,7 @@ type chunks struct {
 	left  uint64
 	size  int // digits seen
 	extra int // bytes of extensions and trailers seen
+	data  int64
 	name  [24]byte
 	named int
 }
@@ -56,6 +57,7 @@ func (c *chunks) next(p []byte) (n int, data, done bool, err error) {
 		if c.left -= uint64(n); c.left == 0 {
 			c.state = chunkDataCR
 		}
+		c.data += int64(n)
 		return n, true, false, nil
 	}
 	for n < len(p) && c.state != chunkData && c.state != chunkEnd {
@@ -191,7 +193,7 @@ func (c *chunks) allowed() error {
 	if c.named > len(c.name) {
 		return nil
 	}
-	if k := classify(c.name[:c.named]); k != plain && k != requestID {
+	if k := classify(c.name[:c.named]); k != plain && k != requestID && k != traceParent {
 		return errTrailer
 	}
 	return nil

@@ -16,6 +16,8 @@ type origin struct {
 	// defaultRoute and tag are set when tags can be chosen by header.
 	tagHeader bool
 	tag       string
+	// trace is what the app is told of its trace, if not what the client said.
+	trace []byte
 }
 
 // appendRequest writes the head of the request that goes to the app. Lines
@@ -100,6 +102,8 @@ func (s *forwardedFields) pass(h *head, f *field, o *origin) bool {
 		return false
 	case routeTag, defaultRoute:
 		return !o.tagHeader
+	case traceParent:
+		return len(o.trace) == 0
 	}
 	return false
 }
@@ -132,6 +136,11 @@ func (s *forwardedFields) append(out []byte, o *origin) []byte {
 	}
 	if o.tagHeader {
 		out = appendTag(out, o.tag)
+	}
+	if len(o.trace) > 0 {
+		out = append(out, "Traceparent: "...)
+		out = append(out, o.trace...)
+		out = append(out, "\r\n"...)
 	}
 	return out
 }

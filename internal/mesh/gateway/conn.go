@@ -50,6 +50,7 @@ type conn struct {
 	body        body
 	x           exchange
 	ended       time.Duration // when the last request was over
+	shard       uint32        // of counts
 	given       bool          // to another server
 
 	due atomic.Int64 // when the warden is to call late
@@ -78,7 +79,7 @@ type limits struct {
 }
 
 func newConn(g *Gateway, f *face, s *wire.Stream) *conn {
-	c := &conn{g: g, face: f, s: s, watched: make(chan struct{}, 1)}
+	c := &conn{g: g, face: f, s: s, watched: make(chan struct{}, 1), shard: g.accepted.Add(1)}
 	c.due.Store(never)
 	c.body.pumped = make(chan error, 1)
 	c.x.conn = c
@@ -123,7 +124,7 @@ func (c *conn) await() bool {
 		done, no := c.req.parse(data)
 		if no != nil {
 			c.r = c.w
-			c.reject(no)
+			c.rejectHead(no)
 			return false
 		}
 		if done {
@@ -205,10 +206,19 @@ func (c *conn) failedHead(err error) {
 	var timeout net.Error
 	switch {
 	case errors.Is(err, errHeadTooLarge):
-		c.reject(refuseHeadSize)
+		c.rejectHead(refuseHeadSize)
 	case errors.As(err, &timeout) && timeout.Timeout():
 		c.s.Resume()
-		c.reject(refuse(408, "request head took too long"))
+		c.rejectHead(refuse(408, "request head took too long"))
+	}
+}
+
+// rejectHead rejects a request whose head could not be read.
+func (c *conn) rejectHead(no *refusal) {
+	began := c.g.now()
+	c.reject(no)
+	if w := c.g.watching(); w != nil {
+		c.tellRefused(w, no, began)
 	}
 }
 
@@ -334,7 +344,11 @@ func (c *conn) handOver() { c.giveAway((*c.buf)[c.start:c.w]) }
 func (c *conn) giveAway(read []byte) {
 	c.due.Store(never)
 	c.g.warden.remove(c)
-	c.given = c.face.handoff.Give(c.s.Conn(), read)
+	guard := &guarded{Conn: c.s.Conn()}
+	if !guard.frames.scan(read, time.Now) {
+		return
+	}
+	c.given = c.face.handoff.Give(guard, read)
 }
 
 // reject answers a request with a refusal and ends the connection. The client

@@ -15,7 +15,7 @@ import (
 // TestNothingIsAllocatedPerRequest counts the allocations of the whole process
 // while requests pass, with a client and an app that make none themselves.
 func TestNothingIsAllocatedPerRequest(t *testing.T) {
-	w := newWorld(t, func(o *Options) { o.Observe = nil })
+	w := newWorld(t)
 	l := listen(t)
 	go func() {
 		for {

@@ -19,9 +19,14 @@ import (
 // connection can take another.
 func (c *conn) exchange() bool {
 	started := c.g.now()
+	w := c.g.watching()
 	target, no := c.match()
 	if no != nil {
-		return c.refuse(no)
+		keep := c.refuse(no)
+		if w != nil && no != healthy {
+			c.tellRefused(w, no, started)
+		}
+		return keep
 	}
 	if c.req.upgrade && c.req.settings && fold(c.req.protocol, "h2c") && !c.req.bodied() {
 		c.switchToH2()
@@ -35,17 +40,23 @@ func (c *conn) exchange() bool {
 		c.reject(no)
 		return false
 	}
-	c.origin.tagHeader, c.origin.tag = target.TagHeader, target.Tag
+	c.origin.tagHeader, c.origin.tag, c.origin.trace = target.TagHeader, target.Tag, nil
 
 	x := &c.x
 	x.begin(target.Revision, started)
+	if w != nil {
+		x.observe(w, &target)
+	}
 	keep := x.run()
+	c.ended = c.g.now()
+	target.Revision.Counts.Add(c.shard, x.outcome())
+	if w != nil {
+		x.tell()
+	}
 	if !keep && x.unread {
 		c.linger()
 	}
 	c.takeExtra()
-	c.ended = c.g.now()
-	c.g.Observe(target.Revision, x.status, c.ended-started)
 	return keep && !c.g.draining.Load()
 }
 
@@ -172,12 +183,18 @@ type exchange struct {
 	unsent  bool // the app has not taken the whole body of the request
 	unread  bool // nor has the client sent it: it may be about to
 	status  int  // that the client has got, or would have
+	refused *refusal
+
+	witness Witness // of this request; nil for most
+	report  Report
 }
 
 // begin forgets the request before.
 func (x *exchange) begin(r *routing.Revision, started time.Duration) {
 	x.revision, x.started, x.status = r, started, 0
-	x.unsent, x.unread = false, false
+	x.unsent, x.unread, x.refused = false, false, nil
+	x.framing.how = bodyless
+	x.lease, x.leased = breaker.Lease{}, false
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.answered, x.cause = false, nil
@@ -188,6 +205,10 @@ func (x *exchange) run() bool {
 	defer x.release()
 	if no := x.reserve(); no != nil {
 		return x.failed(no)
+	}
+	if x.witness != nil {
+		x.report.forward(x.lease.Pod())
+		x.origin.trace = x.report.Told()
 	}
 	x.lend()
 	x.out = appendRequest(x.out[:0], &x.req, &x.origin)
@@ -201,7 +222,7 @@ func (x *exchange) run() bool {
 // failed answers with a refusal, unless there is nobody to read it.
 func (x *exchange) failed(no *refusal) bool {
 	x.finish()
-	x.status = no.status
+	x.status, x.refused = no.status, no
 	if no == gone {
 		return false
 	}
@@ -245,6 +266,9 @@ func (x *exchange) elsewhere() *refusal {
 // held waits for a place until the request's time is over or its client has
 // left.
 func (x *exchange) held(take func(context.Context) (breaker.Lease, error)) *refusal {
+	if x.report.Trace != nil {
+		defer x.holding()()
+	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	if d := x.wholeTime(); d > 0 {

@@ -16,9 +16,11 @@
 // pod, if it has not been sent at all, or if it is idempotent, its body is in
 // hand and not a byte of an answer was seen.
 //
+// Each request to a revision is counted in the revision's Counts. A Witness is
+// told more.
+//
 // Wiring: Tables is swapped by mesh/watch. Pods is serving/activator's
-// Activator. Observe is serving/queue's Meter.Observe. Whoever hears that a pod
-// is gone calls Drop, after telling the activator. Listeners are given to Add,
+// Activator. Whoever hears that a pod is gone calls Drop, after telling the activator. Listeners are given to Add,
 // before Run or while it runs.
 package gateway
 
@@ -52,14 +54,14 @@ type Pods interface {
 	Elsewhere(context.Context, *routing.Revision, breaker.Lease) (breaker.Lease, error)
 	// Release gives a place back.
 	Release(breaker.Lease)
+	// Ready is how many pods there are.
+	Ready(*routing.Revision) int
 }
 
 // Options are what a gateway needs.
 type Options struct {
 	Tables *routing.Live
 	Pods   Pods
-	// Observe is told of each request to a revision when it is over.
-	Observe func(revision *routing.Revision, status int, took time.Duration)
 	// NamespaceOf says where a client from inside is, for hosts that are but a
 	// name. It may be nil.
 	NamespaceOf func(netip.Addr) (namespace string, ok bool)
@@ -113,6 +115,8 @@ type Gateway struct {
 	slow     transports
 	warden   warden
 	draining atomic.Bool
+	witness  atomic.Pointer[Witness]
+	accepted atomic.Uint32
 
 	mu      sync.Mutex
 	faces   []*face
@@ -124,9 +128,6 @@ type Gateway struct {
 // New returns a gateway without listeners.
 func New(o Options) *Gateway {
 	o.Times = o.Times.orDefault()
-	if o.Observe == nil {
-		o.Observe = func(*routing.Revision, int, time.Duration) {}
-	}
 	g := &Gateway{
 		Options: o,
 		epoch:   time.Now(),

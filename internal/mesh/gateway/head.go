@@ -32,6 +32,7 @@ const (
 	http2Settings
 	routeTag
 	defaultRoute
+	traceParent
 )
 
 // field is one header line, by offsets into the head.

@@ -614,14 +614,8 @@ func TestObserved(t *testing.T) {
 	get(t, w.client(), "http://web.example/")
 	get(t, w.h2client(), "http://web.example/")
 	get(t, w.client(), "http://nobody.example/")
-	w.eventually(func() bool {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		return len(w.results) == 2
-	})
-	for _, r := range w.results {
-		if r.revision != "web" || r.status != 418 || r.took <= 0 {
-			t.Errorf("%+v", r)
-		}
+	w.eventually(func() bool { s := w.sums("web"); return len(s) == 1 && s[0].Count() == 2 })
+	if s := w.sums("web")[0]; s.Status != 418 || s.Took <= 0 || s.Method.String() != "GET" {
+		t.Errorf("%+v", s)
 	}
 }

@@ -22,7 +22,6 @@ import (
 	"github.com/sonagi/sonagi/internal/mesh/routing"
 	"github.com/sonagi/sonagi/internal/serving/activator"
 	"github.com/sonagi/sonagi/internal/serving/load"
-	"github.com/sonagi/sonagi/internal/serving/queue"
 )
 
 // roleVar makes the test binary play one part of BenchmarkPeers, so that its
@@ -69,7 +68,6 @@ func playGateway(l net.Listener, app string) {
 	addr, _ := net.ResolveTCPAddr("tcp", app)
 	var (
 		tables routing.Live
-		meter  queue.Meter
 		pods   = activator.New(func(load.Poke) {})
 		table  = tables.Load().Edit()
 	)
@@ -78,7 +76,7 @@ func playGateway(l net.Listener, app string) {
 	table.SetRoute(&routing.Route{Name: rev("hello"), Hosts: []routing.Host{{Host: "127.0.0.1", Split: split}}})
 	tables.Swap(table.Table())
 	pods.SetEndpoint(routing.Endpoint{Revision: rev("hello"), UID: "a", IP: addr.AddrPort().Addr().Unmap(), Ready: true})
-	g := New(Options{Tables: &tables, Pods: pods, Observe: meter.Observe})
+	g := New(Options{Tables: &tables, Pods: pods})
 	g.Add(l, false)
 	_ = g.Task().Run(context.Background())
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -91,18 +92,53 @@ func (t *transports) drop(pod string) { t.addrs.Delete(pod) }
 
 // serveSlow serves a request that net/http has read.
 func (g *Gateway) serveSlow(f *face, w http.ResponseWriter, r *http.Request) {
+	started, watching := g.now(), g.watching()
 	target, no := g.matchSlow(f, r)
 	if no != nil {
 		refuseSlow(w, no)
+		if watching != nil {
+			watching.End(&Report{
+				Client: clientOf(r), Scheme: f.proto, Began: g.epoch.Add(started), Took: g.now() - started,
+				Status: no.status, Rule: no.rule, Out: int64(len(no.body)), req: r,
+			})
+		}
 		return
 	}
 	if r.ProtoMajor == 1 {
 		// As on the fast path, an app may answer before it has read.
 		_ = http.NewResponseController(w).EnableFullDuplex()
 	}
-	s := &slow{g: g, face: f, target: target, revision: target.Revision, started: g.now()}
+	s := &slow{g: g, face: f, target: target, revision: target.Revision, started: started, witness: watching}
+	if watching != nil {
+		s.report = Report{
+			Revision: s.revision, Tag: target.Tag, Client: clientOf(r), Scheme: f.proto, Began: g.epoch.Add(started), req: r,
+		}
+		s.report.Trace = watching.Begin(&s.report)
+	}
+	defer s.account(r) // also when net/http gives up by a panic
 	s.serve(w, r)
-	g.Observe(s.revision, s.status, g.now()-s.started)
+}
+
+// account counts the request, and tells of it.
+func (s *slow) account(r *http.Request) {
+	took, in, out := s.g.now()-s.started, s.in.Load(), s.out.Load()
+	if s.refused != nil {
+		out = int64(len(s.refused.body))
+	}
+	s.revision.Counts.Add(rand.Uint32(), routing.Outcome{Method: routing.MethodOf(r.Method), Status: s.status, Took: took, In: in, Out: out})
+	if s.witness == nil {
+		return
+	}
+	s.report.Pod, s.report.Status, s.report.Took, s.report.In, s.report.Out = s.lease.Pod(), s.status, took, in, out
+	if s.refused != nil {
+		s.report.Rule = s.refused.rule
+	}
+	s.witness.End(&s.report)
+}
+
+func clientOf(r *http.Request) []byte {
+	host, _, _ := net.SplitHostPort(r.RemoteAddr)
+	return []byte(host)
 }
 
 func (g *Gateway) matchSlow(f *face, r *http.Request) (routing.Target, *refusal) {
@@ -150,6 +186,11 @@ type slow struct {
 	started  time.Duration
 	lease    breaker.Lease
 	status   int
+	refused  *refusal
+	in, out  atomic.Int64 // bytes of the bodies
+
+	witness Witness // nil if nobody wants to know
+	report  Report
 
 	proxy  *httputil.ReverseProxy
 	cancel context.CancelCauseFunc
@@ -178,12 +219,13 @@ func (s *slow) serve(w http.ResponseWriter, r *http.Request) {
 	lease, ok := s.g.Pods.Try(s.revision)
 	if !ok {
 		var err error
-		if lease, err = s.g.Pods.Reserve(ctx, s.revision); err != nil {
+		if lease, err = s.reserve(ctx); err != nil {
 			s.refuse(w, refuseHeld(s.why(err)))
 			return
 		}
 	}
 	s.lease = lease
+	s.report.forward(lease.Pod())
 	defer func() {
 		if s.lease.Pod() != nil {
 			s.g.Pods.Release(s.lease)
@@ -197,6 +239,14 @@ func (s *slow) serve(w http.ResponseWriter, r *http.Request) {
 	s.proxy.ServeHTTP(w, r.WithContext(ctx))
 }
 
+func (s *slow) reserve(ctx context.Context) (breaker.Lease, error) {
+	if s.report.Trace != nil {
+		from, ready := s.g.now(), s.g.Pods.Ready(s.revision) > 0
+		defer func() { s.report.Trace.Held(s.g.epoch.Add(from), s.g.epoch.Add(s.g.now()), ready) }()
+	}
+	return s.g.Pods.Reserve(ctx, s.revision)
+}
+
 // why makes a context's end what it was meant to say.
 func (s *slow) why(err error) error {
 	if errors.Is(err, context.Canceled) {
@@ -206,7 +256,7 @@ func (s *slow) why(err error) error {
 }
 
 func (s *slow) refuse(w http.ResponseWriter, no *refusal) {
-	s.status = no.status
+	s.status, s.refused = no.status, no
 	refuseSlow(w, no)
 }
 
@@ -226,7 +276,7 @@ func (s *slow) rewrite(p *httputil.ProxyRequest) {
 	}
 	forwardedHeaders(p.Out.Header, &origin{
 		client: []byte(host), proto: s.face.proto,
-		tagHeader: s.target.TagHeader, tag: s.target.Tag,
+		tagHeader: s.target.TagHeader, tag: s.target.Tag, trace: s.report.Told(),
 	})
 }
 
@@ -258,7 +308,7 @@ func forwardedHeaders(h http.Header, o *origin) {
 // RoundTrip sends the request to a pod: to another one if that cannot be
 // reached.
 func (s *slow) RoundTrip(r *http.Request) (*http.Response, error) {
-	body := &unclosed{body: r.Body}
+	body := &unclosed{body: r.Body, count: &s.in}
 	if r.Body != nil && r.Body != http.NoBody {
 		r.Body = body
 	}
@@ -302,6 +352,9 @@ func (s *slow) heard(resp *http.Response) error {
 	if s.start != nil {
 		s.start.Stop()
 	}
+	if resp.Body != nil && resp.StatusCode != http.StatusSwitchingProtocols {
+		resp.Body = &counted{resp.Body, &s.out}
+	}
 	if s.idle != nil && resp.Body != nil && resp.StatusCode != http.StatusSwitchingProtocols {
 		s.idle.Reset(s.revision.Idle)
 		resp.Body = &busy{resp.Body, s.idle, s.revision.Idle}
@@ -325,17 +378,32 @@ func (s *slow) failed(w http.ResponseWriter, r *http.Request, err error) {
 
 // unclosed is a body that is still there after a try that has not read it.
 type unclosed struct {
-	body io.ReadCloser
-	read atomic.Bool
+	body  io.ReadCloser
+	read  atomic.Bool
+	count *atomic.Int64
 }
 
 func (u *unclosed) Read(p []byte) (int, error) {
 	u.read.Store(true)
-	return u.body.Read(p)
+	n, err := u.body.Read(p)
+	u.count.Add(int64(n))
+	return n, err
 }
 
 // Close leaves it to the server to close the body.
 func (u *unclosed) Close() error { return nil }
+
+// counted counts what is read.
+type counted struct {
+	io.ReadCloser
+	count *atomic.Int64
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.ReadCloser.Read(p)
+	c.count.Add(int64(n))
+	return n, err
+}
 
 // busy puts off the idle timer whenever the app writes.
 type busy struct {

@@ -31,15 +31,8 @@ type world struct {
 	stop  func()
 	ended chan struct{}
 
-	mu      sync.Mutex
-	pokes   []load.Poke
-	results []result
-}
-
-type result struct {
-	revision string
-	status   int
-	took     time.Duration
+	mu    sync.Mutex
+	pokes []load.Poke
 }
 
 func newWorld(t testing.TB, change ...func(*Options)) *world {
@@ -51,11 +44,6 @@ func newWorld(t testing.TB, change ...func(*Options)) *world {
 	})
 	o := Options{
 		Tables: w.tables, Pods: w.pods, Log: slog.New(slog.DiscardHandler),
-		Observe: func(r *routing.Revision, status int, took time.Duration) {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			w.results = append(w.results, result{r.Name.Name, status, took})
-		},
 	}
 	o.Times.Drain = 5 * time.Second
 	for _, c := range change {
@@ -205,4 +193,10 @@ func (w *world) h2client() *http.Client {
 	t.Protocols = new(http.Protocols)
 	t.Protocols.SetUnencryptedHTTP2(true)
 	return c
+}
+
+// sums is what was counted of a revision's requests.
+func (w *world) sums(name string) []routing.Sum {
+	r, _ := w.tables.Load().Revision(rev(name))
+	return r.Counts.Sums()
 }

@@ -55,6 +55,10 @@ type Revision struct {
 	// Timeout is how long a request may take altogether, ResponseStart until
 	// its answer starts, Idle between two writes of the app. Zero: no limit.
 	Timeout, ResponseStart, Idle time.Duration
+
+	// Counts go over from a revision to the one that takes its place in the
+	// next table.
+	Counts *Counts
 }
 
 // Share is a part of a route's requests.

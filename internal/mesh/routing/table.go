@@ -164,6 +164,16 @@ func (t *Table) Proven(name Name) bool {
 	return ok
 }
 
+// Revisions calls fn with all revisions.
+func (t *Table) Revisions(fn func(*Revision)) {
+	if t == nil {
+		return
+	}
+	for _, r := range t.revisions {
+		fn(r)
+	}
+}
+
 // Size returns how many hosts, routes and revisions the table holds.
 func (t *Table) Size() (hosts, routes, revisions int) {
 	if t == nil {
@@ -198,6 +208,12 @@ func (e *Edit) SetOptions(o Options) { e.table.options = o }
 // SetRevision adds or replaces a revision.
 func (e *Edit) SetRevision(r *Revision) {
 	own(&e.table.revisions, &e.revisions)
+	if old := e.table.revisions[r.Name]; old != nil {
+		r.Counts = old.Counts
+	}
+	if r.Counts == nil {
+		r.Counts = &Counts{}
+	}
 	e.table.revisions[r.Name] = r
 }
 

@@ -63,7 +63,11 @@ func (w *Watch) revisions() sink {
 		return func(e *routing.Edit) {
 			// Most updates are of a status. One that changes nothing here is to
 			// leave the revision as it is, so that nobody looks at it anew.
-			if have, ok := e.Revision(r.Name); !ok || *have != *r {
+			have, ok := e.Revision(r.Name)
+			if ok {
+				r.Counts = have.Counts
+			}
+			if !ok || *have != *r {
 				e.SetRevision(r)
 			}
 		}
@@ -105,14 +109,20 @@ func each(all []client.Object, set func(client.Object) change) (map[routing.Name
 // configMaps reads settings.
 func (w *Watch) configMaps() sink {
 	set := func(o client.Object) {
-		w.set(func(s compile.Settings) compile.Settings { return s.With(o.GetName(), o.(*corev1.ConfigMap).Data) })
+		data := o.(*corev1.ConfigMap).Data
+		w.OnConfigMap(o.GetName(), data)
+		w.set(func(s compile.Settings) compile.Settings { return s.With(o.GetName(), data) })
 	}
 	remove := func(o client.Object) {
+		w.OnConfigMap(o.GetName(), nil)
 		w.set(func(s compile.Settings) compile.Settings { return s.With(o.GetName(), nil) })
 	}
 	return sink{
 		set: set, remove: remove,
 		replace: func(all []client.Object) {
+			for _, o := range all {
+				w.OnConfigMap(o.GetName(), o.(*corev1.ConfigMap).Data)
+			}
 			w.set(func(s compile.Settings) compile.Settings {
 				next := compile.DefaultSettings()
 				next.ClusterDomain = s.ClusterDomain

@@ -45,7 +45,9 @@ type Options struct {
 	OnPod           func(routing.Endpoint)
 	OnService       func(routing.Endpoint)
 	OnGone          func(revision routing.Name)
-	Log             *slog.Logger
+	// OnConfigMap is told of the ConfigMaps as they come. It may be nil.
+	OnConfigMap func(name string, data map[string]string)
+	Log         *slog.Logger
 }
 
 // Watch compiles what the API holds into tables.
@@ -92,6 +94,9 @@ func New(o Options) *Watch {
 		w.waiting[f] = true
 	}
 	w.push(func(e *routing.Edit) { e.SetOptions(w.settings.Options()) })
+	if w.OnConfigMap == nil {
+		w.OnConfigMap = func(string, map[string]string) {}
+	}
 	return w
 }
 

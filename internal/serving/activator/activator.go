@@ -79,6 +79,11 @@ func (a *Activator) Elsewhere(ctx context.Context, revision *routing.Revision, l
 	return a.wait(ctx, h, lease.Again(a.now()))
 }
 
+// Ready is how many pods a revision has.
+func (a *Activator) Ready(revision *routing.Revision) int {
+	return len(a.endpoints.Ready(revision.Name))
+}
+
 // Release gives a place back: the request is over.
 func (a *Activator) Release(lease breaker.Lease) { lease.Done(a.now()) }
 

@@ -20,6 +20,7 @@ type revision struct {
 	target *target
 	spec   scale.Spec
 	state  scale.State
+	said   scale.Decision // last, for the metrics
 
 	// cold is until when waiting requests are counted one by one, because
 	// there were no pods when they came. Until a report, surge is their load.
@@ -84,7 +85,7 @@ func (a *Autoscaler) decide(r *revision, now time.Time) {
 		Ready: r.target.ready, Replicas: had, Surge: surge,
 		CoveredSince: a.coveredSince, Covered: a.covered,
 	}, &r.state, now)
-	r.again = d.Again
+	r.again, r.said = d.Again, d
 	if d.Write {
 		r.want, r.wanting = d.Replicas, true
 		a.push(&a.scales, r)

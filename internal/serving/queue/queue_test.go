@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,19 +26,26 @@ import (
 
 var web = &routing.Revision{Name: routing.Name{Namespace: "ns", Name: "web-1"}, Service: "web", Configuration: "web"}
 
+// counting is a table with web, and what it counts.
+func counting() (*routing.Live, *routing.Counts) {
+	one := *web
+	e := (*routing.Table)(nil).Edit()
+	e.SetRevision(&one)
+	live := &routing.Live{}
+	live.Swap(e.Table())
+	return live, one.Counts
+}
+
 func TestMetrics(t *testing.T) {
-	var m Meter
-	for _, took := range []time.Duration{time.Millisecond, 5 * time.Millisecond, 30 * time.Millisecond, 3 * time.Second, time.Hour} {
-		m.Observe(web, 200, took)
+	live, counts := counting()
+	for i, took := range []time.Duration{time.Millisecond, 5 * time.Millisecond, 30 * time.Millisecond, 3 * time.Second, time.Hour} {
+		counts.Add(uint32(i), routing.Outcome{Method: routing.MethodOf([]string{"GET", "PUT"}[i%2]), Status: 200, Took: took, In: int64(i), Out: 100})
 	}
-	m.Observe(web, 503, time.Millisecond)
-	gone := *web
-	gone.Name.Name = "gone"
-	m.Observe(&gone, 200, 0)
-	m.Forget(gone.Name)
-	server := httptest.NewServer(m.Handler(func(fn func(*routing.Revision, breaker.State)) {
+	counts.Add(0, routing.Outcome{Status: 503, Took: time.Millisecond})
+	m := Metrics{Tables: live, States: func(fn func(*routing.Revision, breaker.State)) {
 		fn(web, breaker.State{InFlight: 5, Held: 2, Ready: 1})
-	}))
+	}, Dropped: func() (uint64, uint64) { return 1, 2 }}
+	server := httptest.NewServer(m.Handler(func(*http.Request) []byte { return []byte("more 1\n") }))
 	defer server.Close()
 	resp, err := http.Get(server.URL)
 	if err != nil {
@@ -61,13 +69,15 @@ func TestMetrics(t *testing.T) {
 		t.Fatalf("no %s with %s=%q", name, label, is)
 		return nil
 	}
-	if v := value("revision_request_count", "response_code", "200").Counter.GetValue(); v != 5 {
-		t.Error("count", v)
+	for _, name := range []string{"revision_request_count", "revision_app_request_count"} {
+		if v := value(name, "response_code", "200").Counter.GetValue(); v != 5 {
+			t.Error(name, v)
+		}
+		if v := value(name, "response_code_class", "5xx").Counter.GetValue(); v != 1 {
+			t.Error(name, "of errors", v)
+		}
 	}
-	if v := value("revision_request_count", "response_code_class", "5xx").Counter.GetValue(); v != 1 {
-		t.Error("count of errors", v)
-	}
-	for name, unit := range map[string]float64{"revision_request_latencies": 1, "kn_serving_invocation_duration_seconds": 1000} {
+	for name, unit := range map[string]float64{"revision_request_latencies": 1, "revision_app_request_latencies": 1, "kn_serving_invocation_duration_seconds": 1000} {
 		label := "response_code"
 		if unit == 1000 {
 			label = "http_response_status_code"
@@ -88,6 +98,12 @@ func TestMetrics(t *testing.T) {
 			}
 		}
 	}
+	if h := value("http_server_request_duration_seconds", "http_request_method", "PUT").Histogram; h.GetSampleCount() != 2 {
+		t.Error("PUT", h.GetSampleCount())
+	}
+	if h := value("http_server_response_body_size_bytes", "http_request_method", "GET").Histogram; h.GetSampleSum() != 300 || h.Bucket[5].GetCumulativeCount() != 0 || h.Bucket[6].GetCumulativeCount() != 3 {
+		t.Error("sizes", h)
+	}
 	for name, want := range map[string]float64{
 		"revision_queue_depth": 5, "kn_serving_queue_depth": 5, "kn_revision_request_concurrency": 5,
 		"kn_revision_request_queued": 2, "kn_revision_request_active": 3,
@@ -96,21 +112,20 @@ func TestMetrics(t *testing.T) {
 			t.Error(name, v)
 		}
 	}
-	if len(families["revision_request_count"].Metric) != 2 {
-		t.Error("a forgotten revision is still there")
+	if v := value("sonagi_log_lines_dropped_total", "log", "requests").Counter.GetValue(); v != 2 {
+		t.Error("dropped", v)
+	}
+	if families["more"] == nil {
+		t.Error("what others say is missing")
 	}
 }
 
 func TestBoundsHoldAllBuckets(t *testing.T) {
-	for _, f := range []family{latencies, durations} {
-		next := 0
-		for _, b := range bounds {
-			if next < len(f.bounds) && b == f.bounds[next] {
-				next++
+	for _, of := range [][]time.Duration{classicBounds, secondsBounds} {
+		for _, b := range of {
+			if !slices.Contains(routing.DurationBounds[:], b) {
+				t.Errorf("no bucket up to %s", b)
 			}
-		}
-		if next != len(f.bounds) {
-			t.Errorf("%s: no bucket for %g", f.name, f.bounds[next])
 		}
 	}
 }
@@ -179,17 +194,9 @@ func TestReporter(t *testing.T) {
 	<-done
 }
 
-func BenchmarkObserve(b *testing.B) {
-	var m Meter
-	b.ReportAllocs()
-	for b.Loop() {
-		m.Observe(web, 200, 300*time.Microsecond)
-	}
-}
-
 func TestNothingIsWrittenForNothing(t *testing.T) {
 	w := httptest.NewRecorder()
-	new(Meter).Handler(nil).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	(&Metrics{Tables: &routing.Live{}}).Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
 	for line := range strings.Lines(w.Body.String()) {
 		if !strings.HasPrefix(line, "#") {
 			t.Error(line)

@@ -1,5 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 
+// Package queue limits and measures the requests of one app container.
+//
+// The limit itself is the breaker that serving/activator keeps in front of the
+// revision's pods: in one process, what Knative's activator and queue-proxy
+// each guard is one count. Requests are counted where they pass, in the Counts
+// of their revision. Here is what becomes of that: Metrics writes it in
+// Prometheus' text format under Knative's names; a Reporter carries the load,
+// sampled each second, and the pokes to the autoscaler over a socket, and
+// never makes a request wait.
+//
+// Wiring: Reporter.Sample is activator.Sample and the activator's poke is
+// Reporter.Poke; Metrics.States is activator.States.
 package queue
 
 import (
