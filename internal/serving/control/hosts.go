@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"knative.dev/pkg/apis"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/sonagi/sonagi/internal/serving/desired"
 )
@@ -120,6 +121,12 @@ func (r routes) placeholder(ctx context.Context, route *servingv1.Route, have, w
 			return err
 		}
 	}
+	if orphan(have, route) {
+		if err := r.client.Delete(ctx, have.DeepCopy(), client.Preconditions{UID: &have.UID}); client.IgnoreNotFound(err) != nil {
+			return fmt.Errorf("failed to delete Service: %w", err)
+		}
+		return r.client.Create(ctx, want)
+	}
 	if !metav1.IsControlledBy(have, route) {
 		route.Status.MarkServiceNotOwned(want.Name)
 		return fmt.Errorf("route: %q does not own Service: %q", route.Name, want.Name)
@@ -132,4 +139,12 @@ func (r routes) placeholder(ctx context.Context, route *servingv1.Route, have, w
 		return fmt.Errorf("failed to update placeholder service: %w", err)
 	}
 	return nil
+}
+
+// orphan reports whether a Service was left by a route of the same name that is gone, and which
+// the garbage collector has not come to yet.
+func orphan(have *corev1.Service, route *servingv1.Route) bool {
+	owner := metav1.GetControllerOf(have)
+	return owner != nil && owner.Kind == "Route" && owner.Name == route.Name && owner.UID != route.UID &&
+		owner.APIVersion == servingv1.SchemeGroupVersion.String()
 }
