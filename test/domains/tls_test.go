@@ -10,6 +10,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/pem"
 	"fmt"
 	"io"
@@ -88,6 +89,12 @@ func selfSigned(t *testing.T, host string) (cert, key string, roots *x509.CertPo
 	return filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key"), roots
 }
 
+// replaceSecret puts another certificate into a Secret, as its owner does.
+func (s space) replaceSecret(name, cert, key string) {
+	s.t.Helper()
+	s.Make(s.K("create", "secret", "tls", name, "--cert", cert, "--key", key, "--dry-run=client", "-o", "yaml"))
+}
+
 // plainly asks for a host by plain HTTP and does not follow.
 func plainly(t *testing.T, host, path string) (status int, location string, err error) {
 	t.Helper()
@@ -155,6 +162,37 @@ func TestOwnCertificate(t *testing.T) {
 	if _, _, err := securely(httpsClient(t, roots), url); err == nil {
 		t.Error("the old certificate is still served")
 	}
+	// Nobody who keeps asking loses a request meanwhile.
+	stop, lost := make(chan struct{}), make(chan error, 1)
+	go func() {
+		anyone := httpsClient(t, nil)
+		anyone.Transport.(*http.Transport).TLSClientConfig.InsecureSkipVerify = true
+		anyone.Transport.(*http.Transport).DisableKeepAlives = true // a handshake each
+		for {
+			select {
+			case <-stop:
+				lost <- nil
+				return
+			default:
+			}
+			if _, _, err := securely(anyone, url); err != nil {
+				lost <- err
+				return
+			}
+		}
+	}()
+	for range 5 {
+		cert, key, next = selfSigned(t, domain)
+		s.replaceSecret("mine", cert, key)
+		platform.Eventually(t, 10*time.Second, func() error {
+			_, _, err := securely(httpsClient(t, next), url)
+			return err
+		})
+	}
+	close(stop)
+	if err := <-lost; err != nil {
+		t.Errorf("a request was lost: %v", err)
+	}
 	// Sent to HTTPS, if the mapping says so.
 	s.K("annotate", "dm", domain, "networking.knative.dev/http-protocol=Redirected")
 	platform.Eventually(t, 10*time.Second, func() error {
@@ -178,6 +216,25 @@ func services(t *testing.T) *x509.CertPool {
 		t.Fatal("services-ca.crt holds no certificate")
 	}
 	return roots
+}
+
+// expiring is a certificate of the platform's authority that has ten days left.
+func expiring(t *testing.T, host string) []byte {
+	t.Helper()
+	ca, err := tls.LoadX509KeyPair(filepath.Join(p.DataDir, "pki", "services-ca.crt"), filepath.Join(p.DataDir, "pki", "services-ca.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(7), DNSNames: []string{host}, NotBefore: time.Now().Add(-80 * 24 * time.Hour), NotAfter: time.Now().Add(10 * 24 * time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, ca.Leaf, key.Public(), ca.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }
 
 func TestExternalDomainTLS(t *testing.T) {
@@ -233,6 +290,20 @@ func TestExternalDomainTLS(t *testing.T) {
 	s.K("delete", "secret", "route-"+uid)
 	s.K("wait", "--for=create", "secret/route-"+uid, "--timeout=20s")
 	asked(p.Host("web", s.Name), "two")
+	// One that is near its end is renewed.
+	old := expiring(t, p.Host("web", s.Name))
+	s.K("patch", "secret", "route-"+uid, "--type=merge", "-p", fmt.Sprintf(`{"data":{"tls.crt":%q}}`, base64.StdEncoding.EncodeToString(old)))
+	platform.Eventually(t, 20*time.Second, func() error {
+		_, resp, err := securely(client, secure(p.Host("web", s.Name)))
+		if err == nil && time.Until(resp.TLS.PeerCertificates[0].NotAfter) < 80*24*time.Hour {
+			err = fmt.Errorf("the certificate ends at %v", resp.TLS.PeerCertificates[0].NotAfter)
+		}
+		client.CloseIdleConnections()
+		return err
+	})
+	if got := s.Field("secret/route-"+uid, `.data.tls\.crt`); got == base64.StdEncoding.EncodeToString(old) {
+		t.Error("the secret still holds the old certificate")
+	}
 	// Plain HTTP, and its redirection, for all and for one.
 	answers(t, p.Host("web", s.Name), 200, "two")
 	set(t, "config-network", map[string]string{"http-protocol": "Redirected"})

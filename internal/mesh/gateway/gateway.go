@@ -26,6 +26,7 @@ package gateway
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -144,7 +145,7 @@ func New(o Options) *Gateway {
 type face struct {
 	listener net.Listener
 	internal bool
-	secure   bool
+	tls      *tls.Config // nil for plain HTTP
 	proto    string
 	handoff  *wire.Handoff
 	server   *http.Server
@@ -153,7 +154,11 @@ type face struct {
 // Add opens a listener to traffic: to all hosts if it is internal, otherwise
 // to those that are not cluster-local. The gateway closes it in the end.
 func (g *Gateway) Add(l net.Listener, internal bool) {
-	f := &face{listener: l, internal: internal, proto: "http", handoff: wire.NewHandoff(l.Addr())}
+	g.open(&face{listener: l, internal: internal, proto: "http", handoff: wire.NewHandoff(l.Addr())})
+}
+
+func (g *Gateway) open(f *face) {
+	l := f.listener
 	f.server = g.newServer(f)
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -258,6 +263,10 @@ func (g *Gateway) accept(f *face) {
 }
 
 func (g *Gateway) welcome(f *face, nc net.Conn) error {
+	if f.tls != nil {
+		go g.shakeHands(f, nc)
+		return nil
+	}
 	tcp, ok := nc.(*net.TCPConn)
 	if !ok {
 		go f.handoff.Give(nc, nil)

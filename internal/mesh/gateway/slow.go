@@ -145,7 +145,7 @@ func (g *Gateway) matchSlow(f *face, r *http.Request) (routing.Target, *refusal)
 	q := routing.Query{
 		Host:     string(normal(make([]byte, 0, 256), []byte(r.Host))),
 		Internal: f.internal,
-		Secure:   f.secure,
+		Secure:   f.tls != nil,
 		Tag:      r.Header.Get("Knative-Serving-Tag"),
 	}
 	table := g.Tables.Load()

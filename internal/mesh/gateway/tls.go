@@ -3,8 +3,8 @@
 package gateway
 
 import (
+	"context"
 	"crypto/tls"
-	"errors"
 	"net"
 	"net/http"
 	"strconv"
@@ -13,28 +13,24 @@ import (
 )
 
 // AddTLS opens a listener to traffic from outside that comes by TLS, for the
-// hosts that have a certificate in the table of the moment. net/http serves it:
-// beside the encryption, what it costs more than the fast path is little.
+// hosts that have a certificate in the table of the moment. Behind the
+// handshake a connection is served like one that was handed over: beside the
+// encryption, what that costs more than the fast path is little.
 func (g *Gateway) AddTLS(l net.Listener) {
-	f := &face{listener: l, secure: true, proto: "https", handoff: wire.NewHandoff(l.Addr())}
-	f.server = g.newServer(f)
-	f.server.Protocols = new(http.Protocols)
-	f.server.Protocols.SetHTTP1(true)
-	f.server.Protocols.SetHTTP2(true)
-	f.server.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: g.certificate}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.stopped {
-		l.Close()
-		return
+	g.open(&face{listener: l, proto: "https", handoff: wire.NewHandoff(l.Addr()), tls: &tls.Config{
+		MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}, GetCertificate: g.certificate,
+	}})
+}
+
+// shakeHands has a client agree on TLS, in the time that it has for the head of
+// a request, and hands its connection over.
+func (g *Gateway) shakeHands(f *face, nc net.Conn) {
+	c := tls.Server(nc, f.tls)
+	ctx, cancel := context.WithTimeout(context.Background(), g.Times.Head)
+	defer cancel()
+	if c.HandshakeContext(ctx) != nil || !f.handoff.Give(&guarded{Conn: c}, nil) {
+		nc.Close()
 	}
-	g.faces = append(g.faces, f)
-	go func() {
-		<-g.started
-		if err := f.server.ServeTLS(l, "", ""); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
-			g.Log.Error("serving TLS", "listener", l.Addr().String(), "err", err)
-		}
-	}()
 }
 
 // certificate chooses by the name that the client asks for. For a name that is
