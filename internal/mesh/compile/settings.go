@@ -35,7 +35,7 @@ func DefaultSettings() Settings {
 	return Settings{
 		ClusterDomain: "cluster.local",
 		TagTemplate:   "{{.Tag}}-{{.Name}}",
-		Burst:         200,
+		Burst:         211,
 		Timeout:       300 * time.Second,
 	}
 }

@@ -188,12 +188,34 @@ func (x *exchange) deserted(up *upstream) bool {
 func (x *exchange) cut(up *upstream, err error, keep bool) bool {
 	clean := x.finish()
 	x.part(up, false)
-	if clean && x.framing.how == byClose && errors.Is(err, io.EOF) {
+	switch {
+	case clean && x.framing.how == byClose && errors.Is(err, io.EOF),
+		!clean && x.overdue():
 		return keep && !x.unread
 	}
 	x.s.Reset() // the client is not to take it for the whole
 	return false
 }
+
+// overdue ends an answer whose time is over as Knative's queue does: with the
+// words that would have been its body, if the length was not told before.
+func (x *exchange) overdue() bool {
+	x.mu.Lock()
+	late := errors.Is(x.cause, errTimeout)
+	x.mu.Unlock()
+	f := &x.framing
+	open := f.how == byClose || f.how == byChunks && f.chunks.between()
+	if !late || !open || x.req.minor == 0 {
+		return false
+	}
+	x.s.Resume()
+	x.enter(lingering, x.g.now(), x.g.Times.Linger)
+	_, err := x.s.Write(lastWords)
+	return err == nil
+}
+
+// lastWords are a chunk that says that the time is over, and the end.
+var lastWords = []byte(strconv.FormatInt(int64(len(lateText)), 16) + "\r\n" + lateText + "\r\n0\r\n\r\n")
 
 // reframe sends an answer whose body is framed otherwise for the client: taken
 // out of its chunks for HTTP/1.0, or put into chunks where only the end of the
@@ -278,13 +300,17 @@ func (x *exchange) upgrade(up *upstream) bool {
 	if !x.req.upgrading() || len(x.resp.protocol) == 0 {
 		return x.broken(up)
 	}
+	x.lease = x.lease.Stream()
 	x.out = appendResponse(x.out[:0], &x.resp, reply{switches: true})
 	up.r += x.resp.pos
 	x.mu.Lock()
 	x.answered, x.pumping = true, true // both directions are read from here on
+	x.limits.first = x.limits.start
 	x.unwatch()
 	x.mu.Unlock()
-	x.proceed()
+	if x.progress.Store(0); x.revision.ResponseStart == 0 || len(up.rest()) > 0 {
+		x.progress.Store(int64(x.g.now()))
+	}
 	_, err := x.s.WriteTwo(x.out, up.rest())
 	if err == nil && x.r < x.w {
 		_, err = up.Write((*x.buf)[x.r:x.w])
@@ -293,8 +319,8 @@ func (x *exchange) upgrade(up *upstream) bool {
 	up.free(x.g.small)
 	if err == nil {
 		var tap func()
-		if x.revision.Idle > 0 {
-			tap = x.proceed
+		if x.revision.Idle > 0 || x.revision.ResponseStart > 0 {
+			tap = func() { x.progress.Store(int64(x.g.now())) }
 		}
 		_ = wire.Join(x.s.Conn(), up.Conn(), tap) // whoever is left is told by its end
 	}

@@ -69,6 +69,9 @@ func (c *chunks) next(p []byte) (n int, data, done bool, err error) {
 	return n, false, c.state == chunkEnd, nil
 }
 
+// between reports whether what comes next is a chunk, of which nothing was seen.
+func (c *chunks) between() bool { return c.state == chunkSize && c.size == 0 }
+
 // scan returns how many bytes of p belong to the body.
 func (c *chunks) scan(p []byte) (n int, done bool, err error) {
 	for n < len(p) && !done {

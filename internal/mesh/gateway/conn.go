@@ -16,9 +16,12 @@ import (
 
 var (
 	errHeadTooLarge = errors.New("message head too large")
-	errTimeout      = errors.New("request timeout")
+	errTimeout      = errors.New(lateText)
 	errClientGone   = errors.New("client has gone away")
 )
+
+// lateText is what a client is told whose request has taken too long.
+const lateText = "request timeout"
 
 // phase is what a connection is doing, as far as it can be late with it.
 type phase uint8
@@ -72,10 +75,11 @@ type conn struct {
 }
 
 // limits are the deadlines of an exchange, and how long the app may be silent
-// once it answers. Zero means none.
+// once it answers. Zero means none. First holds in a protocol that was switched
+// to: as in Knative, the consent to switch is not yet an answer.
 type limits struct {
-	total, start time.Duration
-	idle         time.Duration
+	total, start, first time.Duration
+	idle                time.Duration
 }
 
 func newConn(g *Gateway, f *face, s *wire.Stream) *conn {
@@ -271,8 +275,12 @@ func (c *conn) lateExchange(now time.Duration) {
 	if l.start > 0 && !c.answered {
 		due = min(due, int64(l.start))
 	}
+	progress := c.progress.Load()
+	if l.first > 0 && progress <= 0 {
+		due = min(due, int64(l.first))
+	}
 	if l.idle > 0 {
-		due = min(due, c.progress.Load()+int64(l.idle))
+		due = min(due, max(progress, int64(c.since))+int64(l.idle))
 	}
 	if int64(now) >= due {
 		c.abort(errTimeout)

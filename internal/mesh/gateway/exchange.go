@@ -292,11 +292,14 @@ func (x *exchange) held(take func(context.Context) (breaker.Lease, error)) *refu
 	return nil
 }
 
-// wholeTime is how long the request may take until its answer starts.
+// wholeTime is how long the request may take until its answer starts. An app
+// that has not begun is idle, too, and so is one that is not there yet.
 func (x *exchange) wholeTime() time.Duration {
 	d := x.revision.Timeout
-	if s := x.revision.ResponseStart; s > 0 && (d == 0 || s < d) {
-		d = s
+	for _, s := range [...]time.Duration{x.revision.ResponseStart, x.revision.Idle} {
+		if s > 0 && (d == 0 || s < d) {
+			d = s
+		}
 	}
 	return d
 }
@@ -502,7 +505,7 @@ func (x *exchange) interrupted() *refusal {
 	case errors.Is(cause, errClientGone):
 		return gone
 	}
-	return &refusal{status: 504, rule: cause.Error(), body: "request timeout"}
+	return &refusal{status: 504, rule: cause.Error(), body: lateText}
 }
 
 // send writes the head, and what there is of the body; the rest follows while

@@ -121,6 +121,9 @@ func TestTimeouts(t *testing.T) {
 	w := newWorld(t)
 	app := http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
+		case "/length":
+			rw.Header().Set("Content-Length", "50")
+			fallthrough
 		case "/begin":
 			io.WriteString(rw, "begin")
 			rw.(http.Flusher).Flush()
@@ -148,11 +151,12 @@ func TestTimeouts(t *testing.T) {
 			cut              bool
 		}{
 			{"total", "/", "request timeout", 504, false},
-			{"total", "/begin", "begin", 200, true},
+			{"total", "/begin", "beginrequest timeout", 200, false},
+			{"total", "/length", "begin", 200, true},
 			{"start", "/", "request timeout", 504, false},
 			{"start", "/drip", strings.Repeat("drip ", 10), 200, false},
 			{"idle", "/", "request timeout", 504, false},
-			{"idle", "/begin", "begin", 200, true},
+			{"idle", "/begin", "beginrequest timeout", 200, false},
 			{"idle", "/drip", strings.Repeat("drip ", 10), 200, false},
 		} {
 			for _, h2 := range []bool{false, true} {

@@ -466,6 +466,27 @@ func TestUpgrade(t *testing.T) {
 	})
 	w.serve("web", upgraded)
 	w.serve("idle", upgraded, func(r *routing.Revision) { r.Idle = 500 * time.Millisecond })
+	w.serve("start", upgraded, func(r *routing.Revision) { r.ResponseStart = 500 * time.Millisecond })
+	const consent = "GET / HTTP/1.1\r\nHost: start.example\r\nConnection: Upgrade\r\nUpgrade: shout\r\n\r\n"
+	speaks, heard := w.talk()
+	io.WriteString(speaks, consent+"word\n")
+	silent, cut := w.talk()
+	io.WriteString(silent, consent)
+	for _, in := range []*bufio.Reader{heard, cut} {
+		if resp, err := http.ReadResponse(in, nil); err != nil || resp.StatusCode != 101 {
+			t.Fatal(resp, err)
+		}
+	}
+	// Consent is not yet an answer, and one word is.
+	if rest, err := io.ReadAll(cut); len(rest) > 0 {
+		t.Errorf("%q, %v", rest, err)
+	}
+	io.WriteString(speaks, "late\n")
+	for _, want := range []string{"WORD\n", "LATE\n"} {
+		if line, err := heard.ReadString('\n'); line != want {
+			t.Errorf("%q, %v", line, err)
+		}
+	}
 	for _, host := range []string{"web", "idle"} {
 		c, in := w.talk()
 		// The first line comes with the head, before there is consent.

@@ -202,20 +202,7 @@ func (s *slow) serve(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
 	s.cancel = cancel
-	late := func() { cancel(errTimeout) }
-	for _, d := range []time.Duration{s.revision.Timeout, s.revision.ResponseStart, s.revision.Idle} {
-		if d <= 0 {
-			continue
-		}
-		t := time.AfterFunc(d, late)
-		defer t.Stop()
-		switch d {
-		case s.revision.Idle:
-			s.idle = t
-		case s.revision.ResponseStart:
-			s.start = t
-		}
-	}
+	defer s.limit(func() { cancel(errTimeout) })()
 	lease, ok := s.g.Pods.Try(s.revision)
 	if !ok {
 		var err error
@@ -245,6 +232,25 @@ func (s *slow) reserve(ctx context.Context) (breaker.Lease, error) {
 		defer func() { s.report.Trace.Held(s.g.epoch.Add(from), s.g.epoch.Add(s.g.now()), ready) }()
 	}
 	return s.g.Pods.Reserve(ctx, s.revision)
+}
+
+// limit has late be called when the request's time is over.
+func (s *slow) limit(late func()) (stop func()) {
+	var timers []*time.Timer
+	after := func(d time.Duration) *time.Timer {
+		if d <= 0 {
+			return nil
+		}
+		timers = append(timers, time.AfterFunc(d, late))
+		return timers[len(timers)-1]
+	}
+	after(s.revision.Timeout)
+	s.start, s.idle = after(s.revision.ResponseStart), after(s.revision.Idle)
+	return func() {
+		for _, t := range timers {
+			t.Stop()
+		}
+	}
 }
 
 // why makes a context's end what it was meant to say.
@@ -349,24 +355,48 @@ func (s *slow) heard(resp *http.Response) error {
 		// HTTP/1.1 has a place for trailers only behind chunks.
 		resp.Header.Del("Content-Length")
 	}
-	if s.start != nil {
+	if s.start != nil && resp.StatusCode != http.StatusSwitchingProtocols {
 		s.start.Stop()
 	}
-	if resp.Body != nil && resp.StatusCode != http.StatusSwitchingProtocols {
-		resp.Body = &counted{resp.Body, &s.out}
+	if resp.Body == nil || resp.StatusCode == http.StatusSwitchingProtocols {
+		return nil
 	}
-	if s.idle != nil && resp.Body != nil && resp.StatusCode != http.StatusSwitchingProtocols {
+	resp.Body = &counted{resp.Body, &s.out}
+	if s.idle != nil {
 		s.idle.Reset(s.revision.Idle)
 		resp.Body = &busy{resp.Body, s.idle, s.revision.Idle}
 	}
+	// The words would be no message of gRPC: there the stream is broken off.
+	if resp.ContentLength < 0 && !strings.HasPrefix(resp.Header.Get("Content-Type"), "application/grpc") {
+		resp.Body = &timed{ReadCloser: resp.Body, ctx: resp.Request.Context()}
+	}
 	return nil
+}
+
+// timed ends a body whose time is over with the words that would have been all
+// of it, had it not begun.
+type timed struct {
+	io.ReadCloser
+	ctx  context.Context
+	last io.Reader
+}
+
+func (t *timed) Read(p []byte) (int, error) {
+	if t.last != nil {
+		return t.last.Read(p)
+	}
+	n, err := t.ReadCloser.Read(p)
+	if err != nil && err != io.EOF && errors.Is(context.Cause(t.ctx), errTimeout) {
+		t.last, err = strings.NewReader(lateText), nil
+	}
+	return n, err
 }
 
 func (s *slow) failed(w http.ResponseWriter, r *http.Request, err error) {
 	var held *heldError
 	switch cause := context.Cause(r.Context()); {
 	case errors.Is(cause, errTimeout):
-		s.refuse(w, &refusal{status: 504, rule: cause.Error(), body: "request timeout"})
+		s.refuse(w, &refusal{status: 504, rule: cause.Error(), body: lateText})
 	case cause != nil:
 		s.refuse(w, gone)
 	case errors.As(err, &held):

@@ -213,15 +213,30 @@ func (a *Activator) SetEndpoint(pod routing.Endpoint) {
 	}
 }
 
+// streamsFor is how long a pod that leaves is kept from its signal for the sake
+// of streams alone. It is Knative's: an app may then take its leave of clients
+// that would stay for hours.
+const streamsFor = 30 * time.Second
+
 // Drained waits until no request is in a pod that SetEndpoint has said is gone
-// or not ready.
+// or not ready; for streams, only so long.
 func (a *Activator) Drained(ctx context.Context, revision routing.Name, uid string) error {
 	v, ok := a.halls.Load(revision)
 	if !ok {
 		return nil
 	}
+	idle, calm := v.(*hall).Drain(uid)
+	patience := time.NewTimer(streamsFor)
+	defer patience.Stop()
 	select {
-	case <-v.(*hall).Drain(uid):
+	case <-idle:
+		return nil
+	case <-patience.C:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	select {
+	case <-calm: // closed no later than idle
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)

@@ -240,6 +240,32 @@ func TestDrained(t *testing.T) {
 	}
 }
 
+// A pod that leaves waits for requests without end, and for streams only so long.
+func TestDrainedButForStreams(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := New(func(load.Poke) {})
+		a.SetEndpoint(pod("a", true))
+		stream, _ := a.Try(web)
+		stream = stream.Stream()
+		long, _ := a.Try(web)
+		a.SetEndpoint(pod("a", false))
+		since := time.Now()
+		time.AfterFunc(2*streamsFor, func() { a.Release(long) })
+		if err := a.Drained(t.Context(), web.Name, "a"); err != nil || time.Since(since) != 2*streamsFor {
+			t.Error("with a request:", time.Since(since), err)
+		}
+		since = time.Now()
+		if err := a.Drained(t.Context(), web.Name, "a"); err != nil || time.Since(since) != streamsFor {
+			t.Error("with a stream:", time.Since(since), err)
+		}
+		since = time.Now()
+		time.AfterFunc(time.Second, func() { a.Release(stream) })
+		if err := a.Drained(t.Context(), web.Name, "a"); err != nil || time.Since(since) != time.Second {
+			t.Error("with a stream that ends:", time.Since(since), err)
+		}
+	})
+}
+
 func BenchmarkTry(b *testing.B) {
 	a := New(func(load.Poke) {})
 	a.SetEndpoint(pod("a", true))

@@ -16,6 +16,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -48,6 +49,8 @@ type world struct {
 	version     int
 	deployments map[string]*appsv1.Deployment
 	pas         map[string]*autoscalingv1alpha1.PodAutoscaler
+	hpas        map[string]*autoscalingv2.HorizontalPodAutoscaler
+	asked       int // writes of these
 	informers   *informertest.FakeInformers
 	events      []func()
 	scaled      []write
@@ -70,6 +73,7 @@ func newWorld(t testing.TB) *world {
 	return &world{
 		t: t, podStart: 50 * time.Millisecond, informers: &informertest.FakeInformers{Scheme: scheme},
 		deployments: map[string]*appsv1.Deployment{}, pas: map[string]*autoscalingv1alpha1.PodAutoscaler{},
+		hpas: map[string]*autoscalingv2.HorizontalPodAutoscaler{},
 	}
 }
 
@@ -307,6 +311,41 @@ type api struct {
 
 func (c *api) SubResource(name string) client.SubResourceClient { return sub{c, name, nil, nil} }
 func (c *api) Status() client.SubResourceWriter                 { return sub{c, "status", nil, nil} }
+
+func (c *api) Get(_ context.Context, key client.ObjectKey, obj client.Object, _ ...client.GetOption) error {
+	c.w.mu.Lock()
+	defer c.w.mu.Unlock()
+	have := c.w.hpas[key.Name]
+	if have == nil {
+		return apierrors.NewNotFound(autoscalingv2.Resource("horizontalpodautoscalers"), key.Name)
+	}
+	have.DeepCopyInto(obj.(*autoscalingv2.HorizontalPodAutoscaler))
+	return nil
+}
+
+func (c *api) Create(_ context.Context, obj client.Object, _ ...client.CreateOption) error {
+	c.w.putHorizontal(obj)
+	return nil
+}
+
+func (c *api) Update(_ context.Context, obj client.Object, _ ...client.UpdateOption) error {
+	c.w.putHorizontal(obj)
+	return nil
+}
+
+// putHorizontal stores what is asked for, with what a server fills in.
+func (w *world) putHorizontal(obj client.Object) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	h := obj.(*autoscalingv2.HorizontalPodAutoscaler).DeepCopy()
+	if len(h.Spec.Metrics) == 0 {
+		h.Spec.Metrics = []autoscalingv2.MetricSpec{{Type: autoscalingv2.ResourceMetricSourceType}}
+	}
+	w.asked++
+	w.hpas[h.Name] = h
+	informer := w.informer(h)
+	w.tell(func() { informer.Add(h) })
+}
 
 type sub struct {
 	*api

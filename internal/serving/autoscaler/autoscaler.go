@@ -11,6 +11,9 @@
 // A request that waits where no pod is leads to the write of the replica count
 // in the same call. The status follows a little later: the pod comes first.
 //
+// Revisions of the class HPA are handed over to Kubernetes' own autoscaler
+// (horizontal.go).
+//
 // Nothing is kept. After a restart the status of each PodAutoscaler says where
 // its revision was, and nothing that runs is taken away before its load has
 // been observed for a stable window.
@@ -78,6 +81,7 @@ type Autoscaler struct {
 	agenda    agenda
 	scales    crew
 	statuses  crew
+	others    *horizontal
 	start     func(func(context.Context)) // a worker; nil unless the task runs
 	// The data plane has told of all load between these times.
 	coveredSince, covered time.Time
@@ -102,6 +106,7 @@ func New(o Options) (*Autoscaler, error) {
 	}
 	a.scales = crew{limit: scaleWriters, work: a.writeScale, in: func(r *revision) *bool { return &r.inScales }}
 	a.statuses = crew{limit: statusWriters, work: a.writeStatus, in: func(r *revision) *bool { return &r.inStatuses }}
+	a.others = newHorizontal(a)
 	return a, nil
 }
 

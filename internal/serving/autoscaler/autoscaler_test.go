@@ -248,11 +248,56 @@ func TestChangedRevision(t *testing.T) {
 		w.want("unreachable", "web", 0, 0, 0, "False NoTraffic")
 		// A class of somebody else.
 		w.change("web", func(pa *autoscalingv1alpha1.PodAutoscaler) {
-			pa.Annotations[autoscaling.ClassAnnotationKey] = autoscaling.HPA
+			pa.Annotations[autoscaling.ClassAnnotationKey] = "other.example.com"
 		})
 		synctest.Wait()
 		if len(w.a.revisions) != 0 {
 			t.Error("a revision of another class is scaled")
+		}
+	})
+}
+
+func TestHorizontal(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		w.create("web", 1, map[string]string{"class": autoscaling.HPA, "min-scale": "2"})
+		synctest.Wait()
+		if s := w.pa("web").Status; !s.IsActive() || s.IsScaleTargetInitialized() || s.ObservedGeneration != 1 {
+			t.Errorf("before its pods are there: %+v", s)
+		}
+		w.scale("web", 2) // as the controller does
+		w.run(time.Second)
+		if s := w.pa("web").Status; !w.pa("web").IsReady() || !s.IsScaleTargetInitialized() || s.ServiceName != "web" {
+			t.Errorf("with its pods: %+v", s)
+		}
+		if w.asked != 1 {
+			t.Errorf("asked for %d times", w.asked)
+		}
+		_, before := w.writes()
+		w.run(5 * time.Minute)
+		if _, after := w.writes(); after != before || w.asked != 1 {
+			t.Errorf("at rest: %d status writes, asked for %d times", after-before, w.asked)
+		}
+		if w.replicas("web") != 2 {
+			t.Error("scaled by two")
+		}
+		h := w.hpas["web"].DeepCopy()
+		h.Status.CurrentReplicas, h.Status.DesiredReplicas = 2, 5
+		w.putHorizontal(h)
+		w.configure("config-autoscaler", map[string]string{"max-scale": "6"})
+		synctest.Wait()
+		if s := w.pa("web").Status; s.GetDesiredScale() != 5 || s.GetActualScale() != 2 {
+			t.Errorf("status: %+v", s)
+		}
+		if got := w.hpas["web"].Spec.MaxReplicas; got != 6 {
+			t.Errorf("at most %d", got)
+		}
+		h = w.hpas["web"].DeepCopy()
+		h.OwnerReferences = nil
+		w.putHorizontal(h)
+		w.change("web", func(pa *autoscalingv1alpha1.PodAutoscaler) { pa.Annotations[autoscaling.MinScaleAnnotationKey] = "3" })
+		synctest.Wait()
+		if c := w.pa("web").Status.GetCondition(autoscalingv1alpha1.PodAutoscalerConditionActive); !c.IsFalse() || c.Reason != "NotOwned" {
+			t.Errorf("somebody else's: %+v", c)
 		}
 	})
 }

@@ -41,12 +41,22 @@ func on[T client.Object](saw, lost func(T)) toolscache.ResourceEventHandler {
 }
 
 func (a *Autoscaler) sawPodAutoscaler(pa *autoscalingv1alpha1.PodAutoscaler) {
+	if delegated(pa) {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if r := a.revisions[load.Revision{Namespace: pa.Namespace, Name: pa.Name}]; r != nil {
+			a.drop(r)
+		}
+		a.others.saw(pa)
+		return
+	}
 	if !scaled(pa) || pa.DeletionTimestamp != nil {
 		a.lostPodAutoscaler(pa)
 		return
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.others.lost(pa)
 	now := time.Now()
 	name := load.Revision{Namespace: pa.Namespace, Name: pa.Name}
 	to := a.targetAt(types.NamespacedName{Namespace: pa.Namespace, Name: pa.Spec.ScaleTargetRef.Name})
@@ -71,6 +81,7 @@ func (a *Autoscaler) sawPodAutoscaler(pa *autoscalingv1alpha1.PodAutoscaler) {
 func (a *Autoscaler) lostPodAutoscaler(pa *autoscalingv1alpha1.PodAutoscaler) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.others.lost(pa)
 	if r := a.revisions[load.Revision{Namespace: pa.Namespace, Name: pa.Name}]; r != nil && r.pa.UID == pa.UID {
 		a.drop(r)
 	}
@@ -86,8 +97,12 @@ func (a *Autoscaler) sawDeployment(d *appsv1.Deployment) {
 	t := a.targetAt(types.NamespacedName{Namespace: d.Namespace, Name: d.Name})
 	same := t.exists && t.replicas == replicas && t.ready == ready
 	t.exists, t.replicas, t.ready, t.version = true, replicas, ready, versionOf(d.ResourceVersion)
-	if t.of != nil && !same {
+	switch {
+	case same:
+	case t.of != nil:
 		a.decide(t.of, time.Now())
+	default:
+		a.others.moved(t.key)
 	}
 }
 
@@ -136,4 +151,5 @@ func (a *Autoscaler) configure(c *corev1.ConfigMap, data map[string]string) {
 			a.decide(r, now)
 		}
 	}
+	a.others.again()
 }

@@ -41,9 +41,11 @@ type Pod struct {
 	Addr netip.AddrPort
 
 	active  int
+	streams int // of the active
 	leaves  bool
 	suspect bool
-	idle    chan struct{} // closed when it leaves and is idle; made on demand
+	// Closed when it leaves and is idle, or has but streams; made on demand.
+	idle, calm chan struct{}
 }
 
 // Breaker admits the requests of one revision.
@@ -72,6 +74,21 @@ func New(limits Limits, now time.Duration) *Breaker {
 type Lease struct {
 	breaker *Breaker
 	pod     *Pod
+	stream  bool
+}
+
+// Stream returns the lease as that of a request that has become a stream, as a
+// WebSocket is: it may stay for as long as both sides like.
+func (l Lease) Stream() Lease {
+	b := l.breaker
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !l.stream {
+		l.stream = true
+		l.pod.streams++
+		l.pod.drained()
+	}
+	return l
 }
 
 // Pod returns the pod. It is nil in the zero Lease.
@@ -91,7 +108,7 @@ func (b *Breaker) Try(now time.Duration) (Lease, bool) {
 	b.arrive(now)
 	pod.active++
 	b.active++
-	return Lease{b, pod}, true
+	return Lease{breaker: b, pod: pod}, true
 }
 
 // Wait joins the line. The Waiter may be ready at once.
@@ -114,6 +131,9 @@ func (l Lease) Done(now time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.sum(now)
+	if l.stream {
+		l.pod.streams--
+	}
 	b.free(l.pod)
 	b.serve()
 }
@@ -202,20 +222,20 @@ func (b *Breaker) join(s Spot, old map[string]*Pod) *Pod {
 
 func (b *Breaker) leave(p *Pod) {
 	p.leaves = true
-	if p.active == 0 {
-		p.drained()
-		return
+	if p.active > 0 {
+		if b.leaving == nil {
+			b.leaving = map[string]*Pod{}
+		}
+		b.leaving[p.ID] = p
 	}
-	if b.leaving == nil {
-		b.leaving = map[string]*Pod{}
-	}
-	b.leaving[p.ID] = p
+	p.drained()
 }
 
 // Drain returns a channel that is closed once no request is in the pod and
-// none will come: it has to be among the pods that SetPods left out. For a pod
-// that is not known the channel is closed already.
-func (b *Breaker) Drain(id string) <-chan struct{} {
+// none will come, and one that is closed once there are at most streams: it has
+// to be among the pods that SetPods left out. For a pod that is not known both
+// are closed already.
+func (b *Breaker) Drain(id string) (idle, calm <-chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p := b.leaving[id]
@@ -226,16 +246,28 @@ func (b *Breaker) Drain(id string) <-chan struct{} {
 	}
 	if p == nil {
 		p = &Pod{leaves: true}
-		defer p.drained()
 	}
 	if p.idle == nil {
 		p.idle = make(chan struct{})
 	}
-	return p.idle
+	if p.calm == nil {
+		p.calm = make(chan struct{})
+	}
+	idle, calm = p.idle, p.calm
+	p.drained()
+	return idle, calm
 }
 
+// drained tells those who wait for the pod to be empty, or nearly so.
 func (p *Pod) drained() {
-	if p.leaves && p.active == 0 && p.idle != nil {
+	if !p.leaves {
+		return
+	}
+	if p.active == p.streams && p.calm != nil {
+		close(p.calm)
+		p.calm = nil
+	}
+	if p.active == 0 && p.idle != nil {
 		close(p.idle)
 		p.idle = nil
 	}
@@ -310,12 +342,10 @@ func (b *Breaker) bound() int {
 func (b *Breaker) free(p *Pod) {
 	p.active--
 	b.active--
-	if p.leaves && p.active == 0 {
-		if b.leaving[p.ID] == p {
-			delete(b.leaving, p.ID)
-		}
-		p.drained()
+	if p.leaves && p.active == 0 && b.leaving[p.ID] == p {
+		delete(b.leaving, p.ID)
 	}
+	p.drained()
 }
 
 // serve hands places to the line for as long as there are both.
@@ -328,7 +358,7 @@ func (b *Breaker) serve() {
 		w := b.line.shift()
 		pod.active++
 		b.active++
-		w.lease = Lease{b, pod}
+		w.lease = Lease{breaker: b, pod: pod}
 		close(w.ready)
 	}
 }

@@ -141,7 +141,7 @@ func TestLeavingPod(t *testing.T) {
 	b.SetPods(spots("a"))
 	lease, _ := b.Try(0)
 	b.SetPods(spots("b"))
-	drained := b.Drain("a")
+	drained, _ := b.Drain("a")
 	next, ok := b.Try(0)
 	if !ok || next.Pod().ID != "b" {
 		t.Fatalf("new request went to %+v", next.Pod())
@@ -156,11 +156,55 @@ func TestLeavingPod(t *testing.T) {
 	}
 	lease.Done(0)
 	<-drained
-	<-b.Drain("a")
-	<-b.Drain("unheard of")
+	for _, id := range []string{"a", "unheard of"} {
+		idle, calm := b.Drain(id)
+		<-idle
+		<-calm
+	}
 	if len(b.leaving) != 0 {
 		t.Errorf("kept %v", b.leaving)
 	}
+}
+
+func TestStreamsAreCalm(t *testing.T) {
+	b := New(Limits{}, 0)
+	b.SetPods(spots("a"))
+	stream, _ := b.Try(0)
+	short, _ := b.Try(0)
+	stream = stream.Stream()
+	b.SetPods(nil)
+	idle, calm := b.Drain("a")
+	open := func(c <-chan struct{}) bool {
+		select {
+		case <-c:
+			return false
+		default:
+			return true
+		}
+	}
+	if !open(idle) || !open(calm) {
+		t.Fatal("drained with a request in it")
+	}
+	short.Done(0)
+	if !open(idle) || open(calm) {
+		t.Fatal("not calm with a stream alone, or idle")
+	}
+	if _, again := b.Drain("a"); open(again) {
+		t.Error("not calm for who comes later")
+	}
+	stream.Stream().Done(0)
+	if open(idle) || len(b.leaving) != 0 {
+		t.Error("not idle")
+	}
+	// The last plain request may become the last stream.
+	b.SetPods(spots("a"))
+	last, _ := b.Try(0)
+	b.SetPods(nil)
+	_, calm = b.Drain("a")
+	if last = last.Stream(); open(calm) {
+		t.Error("not calm")
+	}
+	last.Done(0)
 }
 
 func TestPodComesBack(t *testing.T) {

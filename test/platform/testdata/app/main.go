@@ -12,9 +12,12 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/signal"
 	"strconv"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -72,6 +75,50 @@ func handler() http.Handler {
 	return mux
 }
 
+// turns are the requests with an id, in the order in which they came.
+var turns order
+
+type order struct {
+	mu  sync.Mutex
+	ids []string
+}
+
+func (o *order) add(id string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.ids = append(o.ids, id)
+}
+
+func (o *order) list() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return strings.Join(o.ids, " ")
+}
+
+var held struct {
+	mu    sync.Mutex
+	bytes []byte
+}
+
+// work uses the processor for a while, or so much memory from then on.
+func work(q url.Values) {
+	if id := q.Get("id"); id != "" {
+		turns.add(id)
+	}
+	if burn, err := time.ParseDuration(q.Get("burn")); err == nil {
+		for end := time.Now().Add(burn); time.Now().Before(end); {
+		}
+	}
+	if mib, err := strconv.Atoi(q.Get("hold")); err == nil {
+		held.mu.Lock()
+		defer held.mu.Unlock()
+		held.bytes = make([]byte, mib<<20)
+		for i := 0; i < len(held.bytes); i += 4096 {
+			held.bytes[i] = 1
+		}
+	}
+}
+
 // answer waits if asked to, and says who has answered.
 func answer(w http.ResponseWriter, r *http.Request) {
 	n := now.Add(1)
@@ -79,6 +126,7 @@ func answer(w http.ResponseWriter, r *http.Request) {
 	for p := peak.Load(); n > p && !peak.CompareAndSwap(p, n); p = peak.Load() {
 	}
 	q := r.URL.Query()
+	work(q)
 	if wait, err := time.ParseDuration(q.Get("wait")); err == nil {
 		time.Sleep(wait)
 	}
@@ -97,6 +145,8 @@ func answer(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprint(w, host)
 	case q.Has("peak"):
 		fmt.Fprint(w, peak.Load())
+	case q.Has("order"):
+		fmt.Fprint(w, turns.list())
 	case os.Getenv("RESPONSE") != "":
 		fmt.Fprint(w, os.Getenv("RESPONSE"))
 	default:
