@@ -32,7 +32,7 @@ func TestQueueIsBounded(t *testing.T) {
 			})
 		}
 	}
-	ask(1, "/?wait=4s")
+	ask(1, "/?wait=8s")
 	platform.Eventually(t, limit, func() error {
 		if n, err := s.metric("kn_revision_request_active", "web"); n != 1 {
 			return fmt.Errorf("%d active, %v", n, err)
@@ -67,7 +67,7 @@ func TestQueueIsFair(t *testing.T) {
 		want = append(want, fmt.Sprint(i))
 		path := fmt.Sprintf("/?id=%d", i)
 		if i == 0 {
-			path += "&wait=5s"
+			path += "&wait=8s"
 		}
 		all.Go(func() {
 			if status, body, err := s.request("web", path); status != 200 || err != nil {
@@ -111,9 +111,9 @@ func TestConcurrencyIsStrictUnderLoad(t *testing.T) {
 func TestTimeouts(t *testing.T) {
 	t.Parallel()
 	s := newSpace(t, "timeouts")
-	s.Make(manifest("total", "timeoutSeconds: 2", "", "min-scale", "1") + "---\n" +
-		manifest("start", "timeoutSeconds: 20, responseStartTimeoutSeconds: 2", "", "min-scale", "1") + "---\n" +
-		manifest("idle", "timeoutSeconds: 20, idleTimeoutSeconds: 2", "", "min-scale", "1"))
+	s.Make(manifest("total", "timeoutSeconds: 3", "", "min-scale", "1") + "---\n" +
+		manifest("start", "timeoutSeconds: 20, responseStartTimeoutSeconds: 3", "", "min-scale", "1") + "---\n" +
+		manifest("idle", "timeoutSeconds: 20, idleTimeoutSeconds: 3", "", "min-scale", "1"))
 	s.K("wait", "--for=condition=Ready", "ksvc", "--all", "--timeout=90s")
 	const late = "request timeout"
 	var all sync.WaitGroup
@@ -131,7 +131,7 @@ func TestTimeouts(t *testing.T) {
 		{"total", "/events?n=100&every=500ms", 200, "…" + late, false},
 		{"start", "/?wait=1s", 200, "start-00001", false},
 		{"start", "/?wait=5s", 504, late, false},
-		{"start", "/?flush=1&then=4s", 200, "start-00001", false},
+		{"start", "/?flush=1&then=5s", 200, "start-00001", false},
 		{"idle", "/?wait=1s", 200, "idle-00001", false},
 		{"idle", "/?wait=5s", 504, late, false},
 		{"idle", "/?flush=1&then=5s", 200, late, false},

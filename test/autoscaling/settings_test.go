@@ -97,6 +97,16 @@ func TestSettingsChangeLive(t *testing.T) {
 		}
 	})
 	s.pods("web", 0, limit)
+	t.Run("pod-autoscaler-class", func(t *testing.T) {
+		// It is for revisions that are made from then on.
+		set(t, map[string]string{"pod-autoscaler-class": hpa})
+		s.serve("other", "", "")
+		s.Becomes("podautoscaler/other-00001", `.metadata.annotations.autoscaling\.knative\.dev/class`, hpa)
+		s.Becomes("podautoscaler/other-00001", `.metadata.annotations.autoscaling\.knative\.dev/metric`, "cpu")
+		s.K("wait", "--for=create", "hpa/other-00001", "--timeout=60s")
+		s.Becomes("podautoscaler/web-00001", `.metadata.annotations.autoscaling\.knative\.dev/class`, "kpa.autoscaling.knative.dev")
+		s.K("delete", "ksvc", "other")
+	})
 	t.Run("max-scale-limit", func(t *testing.T) {
 		set(t, map[string]string{"max-scale-limit": "5", "max-scale": "3"})
 		platform.Eventually(t, limit, func() error {

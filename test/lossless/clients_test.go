@@ -36,7 +36,7 @@ type crowd struct {
 // A client sends one request and reads its answer.
 type client func(context.Context) (body string, err error)
 
-const pause = 10 * time.Millisecond
+const pause = 20 * time.Millisecond
 
 // newCrowd starts the load.
 func newCrowd(t *testing.T, host string) *crowd {

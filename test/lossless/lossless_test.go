@@ -7,6 +7,7 @@ package lossless
 import (
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"net/http"
 	"os"
@@ -21,7 +22,12 @@ import (
 
 var p *platform.Platform
 
-func TestMain(m *testing.M) { os.Exit(platform.Main(m, &p)) }
+// Each test loads the machine for a while and waits for as long.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	_ = flag.Set("test.parallel", "3")
+	os.Exit(platform.Main(m, &p))
+}
 
 var app = sync.OnceValue(func() error { return p.DeployApp(context.Background()) })
 
@@ -253,6 +259,39 @@ func TestGradualRollout(t *testing.T) {
 	}
 }
 
+// A domain comes and goes, and comes again.
+func TestDomainMapping(t *testing.T) {
+	t.Parallel()
+	const domain = "lossless.example.org"
+	s := newSpace(t, "mapped")
+	s.serve(manifest("x", one, "", newest))
+	c := newCrowd(t, s.host())
+	c.more(2)
+	s.Make("apiVersion: networking.internal.knative.dev/v1alpha1\nkind: ClusterDomainClaim\nmetadata: {name: " + domain + "}\nspec: {namespace: mapped}\n")
+	defer func() { _, _ = p.Kubectl(context.Background(), "delete", "cdc", domain, "--wait=false") }()
+	for range 2 {
+		s.Make("apiVersion: serving.knative.dev/v1beta1\nkind: DomainMapping\nmetadata: {name: " + domain + "}\nspec: {ref: {apiVersion: serving.knative.dev/v1, kind: Service, name: web}}\n")
+		s.K("wait", "--for=condition=Ready", "domainmapping/"+domain, "--timeout=60s")
+		mapped := newCrowd(t, domain)
+		stays := open(t, domain)
+		mapped.more(3)
+		mapped.end()
+		s.K("delete", "domainmapping", domain)
+		platform.Eventually(t, limit, func() error {
+			if status, _, err := p.Get(t.Context(), domain, "/"); status != http.StatusNotFound || err != nil {
+				return fmt.Errorf("%d, %v", status, err)
+			}
+			return nil
+		})
+		stays.more(t, 10)
+		if sent, err := stays.close(); err != nil {
+			t.Errorf("a stream broke after %d messages: %v", sent, err)
+		}
+		c.more(1)
+	}
+	c.end()
+}
+
 // A pod whose service is deleted keeps its streams for as long as Knative does, and then is told to go.
 func TestDeletion(t *testing.T) {
 	t.Parallel()
@@ -285,7 +324,7 @@ func TestDeletion(t *testing.T) {
 		t.Errorf("a stream ended %s after the deletion of its service", lived)
 	}
 	s.gone("web-00001")
-	if lived := time.Since(deleted); lived > 50*time.Second {
+	if lived := time.Since(deleted); lived > 60*time.Second {
 		t.Errorf("a pod with a stream was there for %s", lived)
 	}
 }

@@ -122,7 +122,7 @@ func readAutoscaler(cm *corev1.ConfigMap, s *desired.Settings) error {
 	if err != nil {
 		return err
 	}
-	s.InitialScale, s.AutoscalerClass = c.InitialScale, c.PodAutoscalerClass
+	s.InitialScale = c.InitialScale
 	return nil
 }
 

@@ -59,7 +59,7 @@ func (r revisions) updateDeployment(ctx context.Context, want *appsv1.Deployment
 }
 
 func (r revisions) podAutoscaler(ctx context.Context, rev *servingv1.Revision, d *appsv1.Deployment, s *desired.Settings) (*autoscalingv1alpha1.PodAutoscaler, error) {
-	want := desired.PodAutoscaler(rev, d, s)
+	want := desired.PodAutoscaler(rev, d)
 	have, err := known[autoscalingv1alpha1.PodAutoscaler](ctx, r.client, want.Namespace, want.Name)
 	if err != nil {
 		return nil, err

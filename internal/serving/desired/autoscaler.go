@@ -14,15 +14,13 @@ import (
 )
 
 // PodAutoscaler tells the autoscaler of a revision. Its Deployment may be nil.
-func PodAutoscaler(r *servingv1.Revision, d *appsv1.Deployment, s *Settings) *autoscalingv1alpha1.PodAutoscaler {
-	annotations := without(r.Annotations, routingAnnotations...)
-	if annotations[autoscalingannotations.ClassAnnotationKey] == "" && s.AutoscalerClass != "" {
-		annotations[autoscalingannotations.ClassAnnotationKey] = s.AutoscalerClass
-	}
+// A class that the revision does not name is what the settings say at the
+// moment of its creation, and no later: admission fills it in.
+func PodAutoscaler(r *servingv1.Revision, d *appsv1.Deployment) *autoscalingv1alpha1.PodAutoscaler {
 	return &autoscalingv1alpha1.PodAutoscaler{
 		ObjectMeta: metav1.ObjectMeta{
 			Name: r.Name, Namespace: r.Namespace, OwnerReferences: ownedBy(r),
-			Labels: revisionLabels(r), Annotations: annotations,
+			Labels: revisionLabels(r), Annotations: without(r.Annotations, routingAnnotations...),
 		},
 		Spec: autoscalingv1alpha1.PodAutoscalerSpec{
 			ContainerConcurrency: r.Spec.GetContainerConcurrency(),

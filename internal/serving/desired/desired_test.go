@@ -37,7 +37,7 @@ func read(t *testing.T, text []byte) *Settings {
 		t.Fatal(err)
 	}
 	s := &Settings{
-		ClusterDomain: "cluster.local", InitialScale: 1, AutoscalerClass: "kpa.autoscaling.knative.dev", ProgressDeadline: 10 * time.Minute,
+		ClusterDomain: "cluster.local", InitialScale: 1, ProgressDeadline: 10 * time.Minute,
 		Domains: in.Domains, RuntimeClasses: in.RuntimeClasses, SpreadOverNodes: in.SpreadOverNodes,
 	}
 	if s.Domains == nil {
@@ -71,8 +71,8 @@ var builders = map[string]func(*servingv1.Service, *servingv1.Revision, *Setting
 		return Placeholder(r, name, s), err
 	},
 	"deployment": func(_ *servingv1.Service, r *servingv1.Revision, s *Settings) (any, error) { return Deployment(r, s) },
-	"podautoscaler": func(_ *servingv1.Service, r *servingv1.Revision, s *Settings) (any, error) {
-		return PodAutoscaler(r, nil, s), nil
+	"podautoscaler": func(_ *servingv1.Service, r *servingv1.Revision, _ *Settings) (any, error) {
+		return PodAutoscaler(r, nil), nil
 	},
 	"public": func(_ *servingv1.Service, r *servingv1.Revision, s *Settings) (any, error) {
 		return PublicService(r, s), nil

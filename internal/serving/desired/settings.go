@@ -25,7 +25,6 @@ type Settings struct {
 	Domains       []Domain
 
 	InitialScale     int32
-	AutoscalerClass  string
 	ProgressDeadline time.Duration
 	RuntimeClasses   []RuntimeClass
 	SpreadOverNodes  bool // prefer a node for each pod of a revision
