@@ -6,14 +6,18 @@ import (
 	"context"
 	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 	"time"
 )
 
 const (
 	// restGC is for a process at rest, where memory counts.
 	restGC = 50 // percent
-	// busyGC is for one with work to do, which pays with its time for each collection.
-	busyGC = 300 // percent
+	// busyRoom is what one with work to do may allocate from one collection to
+	// the next, as it pays with its time for each. More would tear holes into
+	// the heap, between what stays of such a time, that can never be given back.
+	busyRoom = 96 << 20 // bytes
+	busyGC   = 300      // percent, at most
 	// Two collections that follow each other within busyWithin mean work.
 	busyWithin = 3 * time.Second
 	// restAfter is how long after the last collection of a busy process the memory is given back.
@@ -35,11 +39,9 @@ func collectByLoad(ctx context.Context) error {
 		select {
 		case <-ran:
 			now := time.Now()
-			if !busy && now.Sub(last) < busyWithin {
-				busy = true
-				debug.SetGCPercent(busyGC)
-			}
+			busy = busy || now.Sub(last) < busyWithin
 			if last = now; busy {
+				debug.SetGCPercent(busyPercent(liveHeap()))
 				calm.Reset(restAfter)
 			}
 		case <-calm.C:
@@ -52,6 +54,18 @@ func collectByLoad(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// busyPercent is the room that a busy process gets, as a share of what lives.
+func busyPercent(live uint64) int {
+	return int(min(max(busyRoom*100/max(live, 1), restGC), busyGC))
+}
+
+// liveHeap is what the last collection has found to live, in bytes.
+func liveHeap() uint64 {
+	sample := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	metrics.Read(sample)
+	return sample[0].Value.Uint64()
 }
 
 // signalCollections sends after each run of the collector, until ctx ends: a

@@ -17,7 +17,7 @@ func TestCollectByLoad(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- collectByLoad(ctx) }()
 	var kept [1024][]byte
-	for i := 0; gcPercent() != busyGC; i++ {
+	for i := 0; gcPercent() != busyGC; i++ { // what it keeps is less than a third of the room
 		kept[i%len(kept)] = make([]byte, 32<<10)
 		if ctx.Err() != nil {
 			t.Fatalf("at %d%% in spite of the work", gcPercent())
@@ -38,4 +38,12 @@ func gcPercent() uint64 {
 	sample := []metrics.Sample{{Name: "/gc/gogc:percent"}}
 	metrics.Read(sample)
 	return sample[0].Value.Uint64()
+}
+
+func TestBusyPercent(t *testing.T) {
+	for live, want := range map[uint64]int{0: busyGC, 1 << 20: busyGC, 96 << 20: 100, 64 << 20: 150, 1 << 30: restGC} {
+		if got := busyPercent(live); got != want {
+			t.Errorf("%d MB live: %d%%, want %d%%", live>>20, got, want)
+		}
+	}
 }
