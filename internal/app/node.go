@@ -251,7 +251,7 @@ func newTraffic(s Settings, files *pki.Files, log *slog.Logger) (*traffic, error
 			t.activator.Forget(revision)
 			t.records.Forget(revision)
 		},
-		OnConfigMap: t.records.Configure,
+		OnConfigMap: t.configure(log),
 	})
 	for i, internal := range []bool{externalGateway: false, internalGateway: true} {
 		l, err := inherited(i)

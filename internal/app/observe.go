@@ -15,6 +15,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	profiling "knative.dev/pkg/observability/runtime"
+	"knative.dev/serving/pkg/observability"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/sonagi/sonagi/internal/mesh/record"
@@ -33,23 +34,49 @@ const servingMetricsPort = 9464
 type observation struct {
 	records *record.Recorder
 	metrics http.Handler
+	push    *queue.Push
+}
+
+// again looks whether the collector of metrics has another address by now.
+func (o observation) again(log *slog.Logger) {
+	if err := o.push.Again(); err != nil {
+		log.Debug("settings are not taken", "err", err)
+	}
+}
+
+// configure takes in a ConfigMap.
+func (o observation) configure(log *slog.Logger) func(name string, data map[string]string) {
+	return func(name string, data map[string]string) {
+		o.records.Configure(name, data)
+		if name != record.Observability {
+			return
+		}
+		c, err := observability.NewFromMap(data)
+		if err == nil {
+			err = o.push.Configure(c.RequestMetrics)
+		}
+		if err != nil {
+			log.Warn("settings are not taken", "configMap", name, "err", err)
+		}
+	}
 }
 
 func (s Settings) observation(t *traffic, log *slog.Logger) observation {
 	profiles := profiling.NewProfilingHandler()
 	records := record.New(record.Options{
 		Dir: s.Path("logs"), Watch: t.gateway.Watch, PodName: t.podName,
-		Resolve:   t.resolve,
+		Resolve: t.resolve, Lost: func() { t.again(log) },
 		Profiling: func(on bool) { profiles.SetEnabled(on) }, Log: log,
 	})
 	control := overUnix(s.controlSocket())
-	metrics := (&queue.Metrics{Tables: t.tables, States: t.activator.States, Dropped: records.Dropped}).Handler(func(r *http.Request) []byte {
+	known := &queue.Metrics{Tables: t.tables, States: t.activator.States, Dropped: records.Dropped}
+	metrics := known.Handler(func(r *http.Request) []byte {
 		return s.ask(r.Context(), control, "/metrics")
 	})
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", metrics)
 	mux.Handle("/debug/pprof/", profiles)
-	return observation{records: records, metrics: mux}
+	return observation{records: records, metrics: mux, push: queue.NewPush(known, func(endpoint string) string { return record.Resolved(endpoint, t.resolve) })}
 }
 
 // ask returns what control answers. While control is away there is nothing of

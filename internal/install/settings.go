@@ -211,9 +211,11 @@ tracing-protocol: "none"
 tracing-endpoint: ""
 # Share of requests that are traced, from 0 to 1, where no caller has decided.
 tracing-sampling-rate: "0"
-# Prometheus finds all metrics at the Service serving-metrics whatever is set here.
-metrics-protocol: "none"
+# Prometheus finds all metrics at the Service serving-metrics, whatever is set here. Metrics of requests can be
+# sent to a collector as well: grpc or http/protobuf (OTLP).
 request-metrics-protocol: "none"
+request-metrics-endpoint: ""
+request-metrics-export-interval: "60s"
 # Profiles of the node process under /debug/pprof/, beside the metrics.
 runtime-profiling: "disabled"
 `}, {"config-kourier", `

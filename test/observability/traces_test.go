@@ -7,15 +7,18 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
 
+	metricsv1 "go.opentelemetry.io/proto/otlp/collector/metrics/v1"
 	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	tracev1 "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/sonagi/sonagi/test/platform"
 )
@@ -95,6 +98,75 @@ func TestTraces(t *testing.T) {
 		t.Error(took(root), took(held), took(app))
 	}
 	t.Logf("from zero: %v, of which %v until there was a pod and %v in the app", took(root), took(held), took(app))
+}
+
+// TestPushedMetrics has a collector that is known by a Service's name only, and
+// whose Service comes late.
+func TestPushedMetrics(t *testing.T) {
+	s, host := serve(t, "pushed", "")
+	l, err := net.Listen("tcp", net.JoinHostPort(bridge(t).String(), "0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make(chan *metricsv1.ExportMetricsServiceRequest, 100)
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		req := &metricsv1.ExportMetricsServiceRequest{}
+		if err := proto.Unmarshal(body, req); err != nil {
+			t.Error(err)
+		}
+		select {
+		case got <- req:
+		default:
+		}
+		w.Header().Set("Content-Type", "application/x-protobuf")
+	})}
+	go func() { _ = server.Serve(l) }()
+	t.Cleanup(func() { server.Close() })
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	set(t, "config-observability", map[string]string{
+		"request-metrics-protocol": "http/protobuf", "request-metrics-export-interval": "1s",
+		"request-metrics-endpoint": "http://collector.pushed.svc.cluster.local:4318/v1/metrics",
+	})
+	send(t, 5, "GET", host, "/", "", 200)
+	s.Make(fmt.Sprintf(`apiVersion: v1
+kind: Service
+metadata: {name: collector}
+spec: {ports: [{port: 4318, targetPort: %[1]s}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: collector, labels: {kubernetes.io/service-name: collector}}
+addressType: IPv4
+endpoints: [{addresses: ["%[2]s"], conditions: {ready: true}}]
+ports: [{port: %[1]s}]
+`, port, bridge(t)))
+	for end := time.After(30 * time.Second); ; {
+		select {
+		case req := <-got:
+			if pushed(req, "pushed") == 5 {
+				return
+			}
+		case <-end:
+			t.Fatal("nothing came")
+		}
+	}
+}
+
+// pushed is how many requests of a namespace a collector has been told of.
+func pushed(req *metricsv1.ExportMetricsServiceRequest, namespace string) (n uint64) {
+	for _, rm := range req.ResourceMetrics {
+		for _, sm := range rm.ScopeMetrics {
+			for _, m := range sm.Metrics {
+				for _, point := range m.GetHistogram().GetDataPoints() {
+					if m.Name == "kn.serving.invocation.duration" && strings.Contains(fmt.Sprint(point.Attributes), namespace) {
+						n += point.Count
+					}
+				}
+			}
+		}
+	}
+	return n
 }
 
 // told returns the header that the app has got.

@@ -368,6 +368,7 @@ func FuzzResponseHead(f *testing.F) {
 		if done, no := h.parse(data); !done || no != nil {
 			return
 		}
+		compareResponse(t, h, data)
 		out := appendResponse(nil, h, reply{})
 		again := &head{}
 		again.reset(true)
@@ -378,6 +379,19 @@ func FuzzResponseHead(f *testing.F) {
 			t.Fatalf("passed on as something else\n%q\n%q", data, out)
 		}
 	})
+}
+
+// compareResponse holds what frames an answer against net/http's reading of it,
+// where that has one: it knows no chunks in HTTP/1.0.
+func compareResponse(t *testing.T, h *head, data []byte) {
+	theirs, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(data)), &http.Request{Method: "GET"})
+	if err != nil || h.minor == 0 || h.status < 200 || h.status == 204 || h.status == 304 {
+		return
+	}
+	chunked := len(theirs.TransferEncoding) > 0
+	if theirs.StatusCode != h.status || chunked != h.chunked || !chunked && theirs.ContentLength != h.length {
+		t.Fatalf("%d, chunked %v, length %d; net/http %d, %v, %d\n%q", h.status, h.chunked, h.length, theirs.StatusCode, chunked, theirs.ContentLength, data)
+	}
 }
 
 func BenchmarkHead(b *testing.B) {

@@ -122,8 +122,11 @@ func (g *Gateway) serveSlow(f *face, w http.ResponseWriter, r *http.Request) {
 // account counts the request, and tells of it.
 func (s *slow) account(r *http.Request) {
 	took, in, out := s.g.now()-s.started, s.in.Load(), s.out.Load()
-	if s.refused != nil {
+	switch {
+	case s.refused != nil:
 		out = int64(len(s.refused.body))
+	case s.status == 0:
+		s.status = gone.status // there was nobody to be told
 	}
 	s.revision.Counts.Add(rand.Uint32(), routing.Outcome{Method: routing.MethodOf(r.Method), Status: s.status, Took: took, In: in, Out: out})
 	if s.witness == nil {

@@ -24,6 +24,7 @@ type journal struct {
 	dropped atomic.Uint64
 	wake    chan struct{}
 	file    rotated
+	failing bool // which was told once
 
 	mu      sync.Mutex
 	pending []byte
@@ -82,9 +83,11 @@ func (j *journal) flush(spare []byte) []byte {
 	text := j.pending
 	j.pending = spare[:0]
 	j.mu.Unlock()
-	if err := j.file.write(text); err != nil {
+	err := j.file.write(text)
+	if err != nil && !j.failing {
 		j.log.Warn("writing the access log", "err", err)
 	}
+	j.failing = err != nil
 	return text
 }
 

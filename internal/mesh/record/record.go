@@ -52,6 +52,8 @@ type Options struct {
 	// Resolve returns the address of a host that only pods can look up, or the
 	// host as it is. It may be nil.
 	Resolve func(host string) string
+	// Lost is told when a collector could not be reached. It may be nil.
+	Lost func()
 	// Profiling switches the serving of profiles. It may be nil.
 	Profiling func(on bool)
 	Log       *slog.Logger
@@ -76,6 +78,9 @@ func New(o Options) *Recorder {
 	if o.Resolve == nil {
 		o.Resolve = func(host string) string { return host }
 	}
+	if o.Lost == nil {
+		o.Lost = func() {}
+	}
 	if o.Profiling == nil {
 		o.Profiling = func(bool) {}
 	}
@@ -90,8 +95,9 @@ func (r *Recorder) Task() run.Task {
 	return run.Task{Name: "request records", Run: func(ctx context.Context) error {
 		// The exporters of OpenTelemetry tell of their failures here only.
 		otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
-			r.Log.Warn("traces are not taken", "err", err)
+			r.Log.Warn("traces or metrics are not taken", "err", err)
 			r.again()
+			r.Lost()
 		}))
 		var both sync.WaitGroup
 		both.Go(func() { r.access.run(ctx) })
@@ -144,9 +150,9 @@ func (r *Recorder) again() {
 	}
 }
 
-// resolve replaces the host of an endpoint, unless a certificate would have to
+// Resolved replaces the host of an endpoint, unless a certificate would have to
 // be for it.
-func resolve(endpoint string, host func(string) string) string {
+func Resolved(endpoint string, host func(string) string) string {
 	u, err := url.Parse(endpoint)
 	if err != nil || u.Scheme != "http" {
 		return endpoint
@@ -179,7 +185,7 @@ func (r *Recorder) apply() error {
 		}
 	}
 	old := r.tracer
-	c.Tracing.Endpoint = resolve(c.Tracing.Endpoint, r.Resolve)
+	c.Tracing.Endpoint = Resolved(c.Tracing.Endpoint, r.Resolve)
 	if !old.is(c.Tracing) {
 		if r.tracer, err = newTracer(c.Tracing); err != nil {
 			r.tracer = old

@@ -38,6 +38,7 @@ type world struct {
 	t       *testing.T
 	dir     string
 	url     string
+	tables  *routing.Live
 	pods    *activator.Activator
 	records *Recorder
 	up      func() // makes the pod ready
@@ -62,17 +63,17 @@ func newWorld(t *testing.T) *world {
 	}))
 	t.Cleanup(app.Close)
 	at := netip.MustParseAddrPort(app.Listener.Addr().String())
-	tables := &routing.Live{}
-	e := tables.Load().Edit()
+	w.tables = &routing.Live{}
+	e := w.tables.Load().Edit()
 	e.SetRevision(&routing.Revision{Name: web, Service: "web", Configuration: "web", Port: at.Port(), Timeout: time.Minute})
 	e.SetRoute(&routing.Route{Name: web, Hosts: []routing.Host{{Host: "web.example", Split: routing.NewSplit([]routing.Share{{Revision: web, Percent: 100}})}}})
-	tables.Swap(e.Table())
+	w.tables.Swap(e.Table())
 	w.pods = activator.New(func(load.Poke) {})
 	w.up = func() {
 		w.pods.SetEndpoint(routing.Endpoint{Revision: web, UID: "a", Pod: "web-pod", IP: at.Addr(), Ready: true})
 	}
 	log := slog.New(slog.DiscardHandler)
-	g := gateway.New(gateway.Options{Tables: tables, Pods: w.pods, Log: log})
+	g := gateway.New(gateway.Options{Tables: w.tables, Pods: w.pods, Log: log})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
