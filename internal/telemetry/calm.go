@@ -20,7 +20,9 @@ func Calm(h slog.Handler) slog.Handler { return calm{h} }
 var passing = []string{
 	"the object has been modified; please apply your changes to the latest version",
 	"is not as new as written version", // a cache that lags behind its own process' write
-	"StorageError: invalid object, Code: 4",
+	"StorageError: invalid object, Code: 4", "Precondition failed: UID in precondition",
+	"because it is being terminated",     // a namespace, and what would have been made in it
+	`namespaces "kube-system" not found`, // which is made in the same moment
 	// Until the node serves it, and again while the node is being started.
 	"v1beta1.metrics.k8s.io failed with",
 	"metrics.k8s.io/v1beta1: stale GroupVersion discovery",
@@ -57,6 +59,10 @@ func passes(r slog.Record) bool {
 }
 
 func known(text string) bool {
+	// What was to be brought in line has gone in the meantime.
+	if strings.HasPrefix(text, "sync ") && strings.HasSuffix(text, " not found") {
+		return true
+	}
 	for _, p := range passing {
 		if strings.Contains(text, p) {
 			return true

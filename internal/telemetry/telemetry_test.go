@@ -19,6 +19,7 @@ func TestWhatLibrariesMendThemselvesIsNoWarning(t *testing.T) {
 	library.Error(fmt.Errorf("sync: %w", conflict), "Unhandled Error")
 	library.Error(nil, "Unhandled Error", "err", conflict.Error())
 	library.WithValues("a", 1).WithName("b").Error(conflict, "again")
+	library.Error(errors.New(`sync "ns/a" failed with replicasets.apps "a" not found`), "Unhandled Error")
 	library.Info("a step")
 	if out.Len() != 0 {
 		t.Error(out.String())

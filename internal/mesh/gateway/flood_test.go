@@ -80,6 +80,9 @@ func FuzzFrames(f *testing.F) {
 			ours.scan(p[:n], func() time.Time { return time.Unix(0, 0) })
 			p = p[n:]
 		}
+		if ours.skip > 0 || ours.got > 0 {
+			return // http2 reads whole frames, and the last one is not
+		}
 		resets, empties := 0, 0
 		theirs := http2.NewFramer(io.Discard, bytes.NewReader(data))
 		theirs.SetMaxReadFrameSize(1<<24 - 1)
