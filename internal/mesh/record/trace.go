@@ -11,6 +11,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"net/netip"
+	"sync"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -34,6 +35,10 @@ type tracer struct {
 	bound    uint64 // of random numbers that are sampled
 	provider *tracing.TracerProvider
 	tracer   trace.Tracer
+
+	mu   sync.Mutex
+	open int           // requests whose spans have not ended
+	idle chan struct{} // closed when there are none, for who waits
 }
 
 // newTracer returns nil for settings that want no traces.
@@ -75,9 +80,37 @@ func (t *tracer) close() {
 	if t == nil {
 		return
 	}
+	t.drain()
 	ctx, cancel := context.WithTimeout(context.Background(), closeLimit)
 	defer cancel()
 	_ = t.provider.Shutdown(ctx) // what cannot be sent any more is lost
+}
+
+// drain waits for the spans of requests that are still running, for a while.
+func (t *tracer) drain() {
+	t.mu.Lock()
+	idle := make(chan struct{})
+	if t.idle = idle; t.open == 0 {
+		t.mu.Unlock()
+		return
+	}
+	t.mu.Unlock()
+	limit := time.NewTimer(closeLimit)
+	defer limit.Stop()
+	select {
+	case <-idle:
+	case <-limit.C:
+	}
+}
+
+// opened counts the requests that have spans.
+func (t *tracer) opened(n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.open += n; t.open == 0 && t.idle != nil {
+		close(t.idle)
+		t.idle = nil
+	}
 }
 
 // begin decides whether a request is sampled: as whoever began its trace has
@@ -98,7 +131,8 @@ func (t *tracer) begin(r *gateway.Report) gateway.Trace {
 		}
 		ctx = trace.ContextWithRemoteSpanContext(ctx, parent)
 	}
-	s := &spans{tracer: t.tracer}
+	t.opened(1)
+	s := &spans{tracer: t}
 	s.ctx, s.root = t.tracer.Start(ctx, "gateway", trace.WithTimestamp(r.Began), trace.WithSpanKind(trace.SpanKindServer),
 		trace.WithAttributes(asked(r)...))
 	return s
@@ -134,7 +168,7 @@ func version(r *gateway.Report) string {
 
 // spans are those of one request.
 type spans struct {
-	tracer trace.Tracer
+	tracer *tracer
 	ctx    context.Context
 	root   trace.Span
 	app    trace.Span
@@ -147,19 +181,20 @@ func (s *spans) Held(from, to time.Time, ready bool) {
 	if ready {
 		name = "queue wait"
 	}
-	_, span := s.tracer.Start(s.ctx, name, trace.WithTimestamp(from))
+	_, span := s.tracer.tracer.Start(s.ctx, name, trace.WithTimestamp(from))
 	span.End(trace.WithTimestamp(to))
 }
 
 // Forward implements gateway.Trace.
 func (s *spans) Forward(to netip.AddrPort) ([16]byte, [8]byte) {
-	_, s.app = s.tracer.Start(s.ctx, "app", trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(
+	_, s.app = s.tracer.tracer.Start(s.ctx, "app", trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(
 		attribute.String("server.address", to.Addr().String()), attribute.Int("server.port", int(to.Port()))))
 	told := s.app.SpanContext()
 	return told.TraceID(), told.SpanID()
 }
 
 func (s *spans) end(r *gateway.Report) {
+	defer s.tracer.opened(-1)
 	at := trace.WithTimestamp(r.Began.Add(r.Took))
 	status := attribute.Int("http.response.status_code", r.Status)
 	for _, span := range []trace.Span{s.app, s.root} {
