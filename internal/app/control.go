@@ -68,7 +68,7 @@ func (s Settings) apiserver(files *pki.Files, store *etcd.Server, settings *syst
 		ServiceCIDR: s.ServiceCIDR.String(),
 		Issuer:      "https://kubernetes.default.svc." + s.ClusterDomain,
 		Admission: map[string]admission.Interface{
-			"KnativeServing": sonagiadmission.Plugin(sonagiadmission.Options{ConfigMap: settings.get}),
+			"KnativeServing": sonagiadmission.Plugin(sonagiadmission.Options{ConfigMap: settings.get, DryRunPod: settings.check}),
 		},
 		Log: log,
 	}
@@ -95,7 +95,7 @@ func (s Settings) serving(cfg *rest.Config, settings *systemConfigMaps, issuer *
 			if err != nil {
 				return err
 			}
-			settings.from(manager.GetCache())
+			settings.from(manager.GetCache(), manager.GetClient())
 			return run.Stages(ctx, silent{},
 				[]run.Task{kube.Task("caches", manager)},
 				[]run.Task{scaler.Task(), listenUnix("load samples", s.controlSocket(), controlHandler(scaler))},
@@ -163,9 +163,24 @@ func (silent) Ready(string, time.Duration) {}
 
 // systemConfigMaps are Serving's settings for admission, which runs before and
 // while the cache that holds them is filled: until then the defaults hold.
-type systemConfigMaps struct{ reader atomic.Pointer[client.Reader] }
+type systemConfigMaps struct {
+	reader atomic.Pointer[client.Reader]
+	writer atomic.Pointer[client.Client]
+}
 
-func (c *systemConfigMaps) from(r client.Reader) { c.reader.Store(&r) }
+func (c *systemConfigMaps) from(r client.Reader, w client.Client) {
+	c.reader.Store(&r)
+	c.writer.Store(&w)
+}
+
+// check has the API server check a pod for admission, without keeping it.
+func (c *systemConfigMaps) check(ctx context.Context, pod *corev1.Pod) error {
+	writer := c.writer.Load()
+	if writer == nil {
+		return nil
+	}
+	return (*writer).Create(ctx, pod, client.DryRunAll)
+}
 
 func (c *systemConfigMaps) get(name string) *corev1.ConfigMap {
 	reader := c.reader.Load()

@@ -40,6 +40,9 @@ func (p *Platform) Space(t testing.TB, name string) *Space {
 	return s
 }
 
+// For is the space in a test of its own within the one that it was made for.
+func (s *Space) For(t testing.TB) *Space { return &Space{Platform: s.Platform, Name: s.Name, t: t} }
+
 // Try runs kubectl in the namespace and returns what it printed; when it fails,
 // what it complained of as well.
 func (s *Space) Try(args ...string) (string, error) {

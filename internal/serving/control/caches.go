@@ -3,14 +3,18 @@
 package control
 
 import (
+	"errors"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/selection"
 	"k8s.io/client-go/rest"
 	"knative.dev/networking/pkg/apis/networking"
+	autoscalingv1alpha1 "knative.dev/serving/pkg/apis/autoscaling/v1alpha1"
 	"knative.dev/serving/pkg/apis/serving"
+	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
@@ -35,6 +39,13 @@ func newCommon(m manager.Manager, o Options) (*common, error) {
 		return nil, err
 	}
 	memory := newMemory()
+	err = errors.Join(
+		memory.follow(lean, &corev1.Service{}),
+		memory.follow(m.GetCache(), &servingv1.Service{}, &servingv1.Configuration{}, &servingv1.Revision{}, &servingv1.Route{},
+			&autoscalingv1alpha1.PodAutoscaler{}, &appsv1.Deployment{}))
+	if err != nil {
+		return nil, err
+	}
 	return &common{
 		client: fresh{writer, memory}, services: freshReader{lean, memory}, lean: lean, direct: m.GetAPIReader(), options: o, log: o.Log,
 		settings: &settingsSource{reader: m.GetCache(), clusterDomain: o.ClusterDomain, log: o.Log},

@@ -3,6 +3,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -76,7 +77,10 @@ func outliving(cfg *servingv1.Configuration, all []servingv1.Revision, keep desi
 			idle = append(idle, r)
 		}
 	}
-	slices.SortStableFunc(idle, func(a, b *servingv1.Revision) int { return lastActive(a).Compare(lastActive(b)) })
+	slices.SortFunc(idle, func(a, b *servingv1.Revision) int {
+		// Times are whole seconds, in which there is room for several revisions.
+		return cmp.Or(lastActive(a).Compare(lastActive(b)), cmp.Compare(generation(a), generation(b)))
+	})
 	var out, rest []*servingv1.Revision
 	next := time.Duration(0)
 	for _, r := range idle {

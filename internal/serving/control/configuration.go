@@ -56,7 +56,7 @@ func (c configurations) do(ctx context.Context, before, cfg *servingv1.Configura
 		}
 	}
 	if newest := newestReady(cfg, latest, all); newest != nil {
-		c.tellReady(cfg, newest.Name)
+		c.tellReady(cfg, newest)
 		cfg.Status.SetLatestReadyRevisionName(newest.Name)
 	}
 	return verdict{}, nil
@@ -70,12 +70,12 @@ func (c configurations) tellFailed(cfg *servingv1.Configuration, latest *serving
 	}
 }
 
-func (c configurations) tellReady(cfg *servingv1.Configuration, newest string) {
+func (c configurations) tellReady(cfg *servingv1.Configuration, newest *servingv1.Revision) {
 	if cfg.Status.LatestReadyRevisionName == "" {
-		c.news.tell(cfg, "ConfigurationReady", "Configuration becomes ready")
+		c.news.tell(cfg, nil, "ConfigurationReady", "Configuration becomes ready")
 	}
-	if cfg.Status.LatestReadyRevisionName != newest {
-		c.news.tell(cfg, "LatestReadyUpdate", "LatestReadyRevisionName updated to %q", newest)
+	if cfg.Status.LatestReadyRevisionName != newest.Name {
+		c.news.tell(cfg, newest, "LatestReadyUpdate", "LatestReadyRevisionName updated to %q", newest.Name)
 	}
 }
 
@@ -122,7 +122,7 @@ func (c configurations) create(ctx context.Context, cfg *servingv1.Configuration
 		cfg.Status.MarkRevisionCreationFailed(err.Error())
 		return nil, fmt.Errorf("failed to create Revision: %w", err)
 	}
-	c.news.tell(cfg, "Created", "Created Revision %q", rev.Name)
+	c.news.tell(cfg, rev, "Created", "Created Revision %q", rev.Name)
 	return rev, nil
 }
 

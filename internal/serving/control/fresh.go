@@ -11,6 +11,8 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
@@ -100,6 +102,37 @@ func (m *memory) note(obj client.Object, err error) error {
 	}
 	m.wrote[memoryKeyOf(obj, client.ObjectKeyFromObject(obj))] = written{copied, versionOf(obj), now}
 	return nil
+}
+
+// follow has the memory drop what a cache has caught up with. Else an object that is deleted
+// moments after it was made would be taken for there, and nothing would tell otherwise later.
+func (m *memory) follow(c cache.Cache, kinds ...client.Object) error {
+	for _, kind := range kinds {
+		informer, err := c.GetInformer(context.Background(), kind)
+		if err != nil {
+			return fmt.Errorf("follow %T: %w", kind, err)
+		}
+		seen := func(obj any) {
+			if o, ok := obj.(client.Object); ok {
+				m.caughtUp(o)
+			}
+		}
+		if _, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
+			AddFunc: seen, UpdateFunc: func(_, obj any) { seen(obj) }, DeleteFunc: seen,
+		}); err != nil {
+			return fmt.Errorf("follow %T: %w", kind, err)
+		}
+	}
+	return nil
+}
+
+func (m *memory) caughtUp(obj client.Object) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	id := memoryKeyOf(obj, client.ObjectKeyFromObject(obj))
+	if w, ok := m.wrote[id]; ok && versionOf(obj) >= w.version {
+		delete(m.wrote, id)
+	}
 }
 
 func (m *memory) forget(obj client.Object) {

@@ -40,7 +40,7 @@ func (r revisions) health(ctx context.Context, rev *servingv1.Revision, d *appsv
 // blame marks a revision with what keeps a pod from being ready, if there is such a thing.
 func blame(rev *servingv1.Revision, pod *corev1.Pod, late, schedulable bool) bool {
 	if c := unscheduled(pod); c != nil && !schedulable {
-		rev.Status.MarkResourcesAvailableFalse(c.Reason, c.Message)
+		rev.Status.MarkResourcesAvailableFalse(c.Reason, literal(c.Message))
 		return true
 	}
 	for _, c := range pod.Status.ContainerStatuses {
@@ -53,7 +53,7 @@ func blame(rev *servingv1.Revision, pod *corev1.Pod, late, schedulable bool) boo
 			return true
 		}
 		if w := c.State.Waiting; w != nil && late {
-			rev.Status.MarkResourcesAvailableFalse(w.Reason, w.Message)
+			rev.Status.MarkResourcesAvailableFalse(w.Reason, literal(w.Message))
 			return true
 		}
 	}

@@ -111,7 +111,7 @@ func (r routes) placeholder(ctx context.Context, route *servingv1.Route, have, w
 		err := r.client.Create(ctx, want)
 		switch {
 		case err == nil:
-			r.news.tell(route, "Created", "Created placeholder service %q", want.Name)
+			r.news.tell(route, want, "Created", "Created placeholder service %q", want.Name)
 			return nil
 		case !apierrors.IsAlreadyExists(err):
 			return fmt.Errorf("failed to create placeholder service: %w", err)

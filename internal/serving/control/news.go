@@ -22,9 +22,11 @@ func newNews(r events.EventRecorder) *news {
 	return &news{recorder: r, good: rate.NewLimiter(2, 20)}
 }
 
-func (n *news) tell(about runtime.Object, reason, format string, args ...any) {
+// tell tells that all is well with an object, and with another one if the news are about both.
+// Events of the same reason about the same objects become one.
+func (n *news) tell(about, with runtime.Object, reason, format string, args ...any) {
 	if n.good.Allow() {
-		n.recorder.Eventf(about, nil, corev1.EventTypeNormal, reason, "Reconcile", format, args...)
+		n.recorder.Eventf(about, with, corev1.EventTypeNormal, reason, "Reconcile", format, args...)
 	}
 }
 

@@ -26,7 +26,7 @@ func (s services) configuration(ctx context.Context, svc *servingv1.Service, set
 		if err := s.client.Create(ctx, want); err != nil {
 			return nil, s.notCreated(svc, "Configuration", err)
 		}
-		s.news.tell(svc, "Created", "Created Configuration %q", want.Name)
+		s.news.tell(svc, want, "Created", "Created Configuration %q", want.Name)
 		return want, nil
 	}
 	if !metav1.IsControlledBy(have, svc) {
@@ -58,7 +58,7 @@ func (s services) route(ctx context.Context, svc *servingv1.Service) (*servingv1
 		if err := s.client.Create(ctx, want); err != nil {
 			return nil, s.notCreated(svc, "Route", err)
 		}
-		s.news.tell(svc, "Created", "Created Route %q", want.Name)
+		s.news.tell(svc, want, "Created", "Created Route %q", want.Name)
 		return want, nil
 	}
 	if !metav1.IsControlledBy(have, svc) {

@@ -18,7 +18,9 @@ import (
 	testregistry "github.com/google/go-containerregistry/pkg/registry"
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
@@ -241,6 +243,19 @@ func TestOutliving(t *testing.T) {
 			}
 		})
 	}
+	// Of the same second, the older ones go.
+	var same []servingv1.Revision
+	for _, generation := range []string{"3", "1", "2"} {
+		r := revision("r"+generation, "reserve", time.Hour)
+		r.Labels[serving.ConfigurationGenerationLabelKey] = generation
+		same = append(same, r)
+	}
+	latest := revision("r9", "active", time.Hour)
+	latest.Labels[serving.ConfigurationGenerationLabelKey] = "9"
+	gone, _ := outliving(cfg, append(same, latest), desired.Retention{SinceCreate: never, SinceActive: never, Max: 1}, now)
+	if len(gone) != 2 || gone[0].Name != "r1" || gone[1].Name != "r2" {
+		t.Errorf("of the same second: %v", gone)
+	}
 }
 
 // What was written is read even if the cache does not have it yet, but not for ever.
@@ -265,9 +280,46 @@ func TestMemory(t *testing.T) {
 		if err := m.note(svc, nil); err != nil {
 			t.Fatal(err)
 		}
+		gone := apierrors.NewNotFound(corev1.Resource("services"), "web")
+		if err := m.newer(key(svc), &corev1.Service{}, gone); err != nil {
+			t.Errorf("not yet in the cache: %v", err)
+		}
+		m.caughtUp(svc)
+		if err := m.newer(key(svc), &corev1.Service{}, gone); err == nil {
+			t.Error("deleted after the cache had it, and still taken for there")
+		}
+		if err := m.note(svc, nil); err != nil {
+			t.Fatal(err)
+		}
 		time.Sleep(catchUp + time.Second)
 		if m.newer(key(svc), stale, nil) != nil || len(m.wrote) != 0 {
 			t.Error("remembered for too long")
 		}
 	})
+}
+
+// What apps and registries say is no format.
+func TestWords(t *testing.T) {
+	cfg := &servingv1.Configuration{}
+	cfg.Status.InitializeConditions()
+	cfg.Status.MarkLatestCreatedFailed("web-00001", "100%d of it")
+	svc := &servingv1.Service{}
+	svc.Status.InitializeConditions()
+	status := cfg.Status
+	status.Status = verbatim(status.Status)
+	svc.Status.PropagateConfigurationStatus(&status)
+	const want = `Revision "web-00001" failed with message: 100%d of it.`
+	for _, got := range []string{svc.Status.GetCondition(servingv1.ServiceConditionConfigurationsReady).Message, cfg.Status.GetCondition(servingv1.ConfigurationConditionReady).Message} {
+		if got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+	rev := &servingv1.Revision{}
+	rev.Status.InitializeConditions()
+	rev.Status.PropagateDeploymentStatus(literally(&appsv1.DeploymentStatus{Conditions: []appsv1.DeploymentCondition{
+		{Type: appsv1.DeploymentReplicaFailure, Status: corev1.ConditionTrue, Reason: "FailedCreate", Message: "50% of"},
+	}}))
+	if got := rev.Status.GetCondition(servingv1.RevisionConditionResourcesAvailable).Message; got != "50% of" {
+		t.Errorf("of the Deployment: %q", got)
+	}
 }

@@ -94,7 +94,7 @@ func (r revisions) do(ctx context.Context, before, rev *servingv1.Revision) (ver
 	}
 	rev.Status.PropagateAutoscalerStatus(&pa.Status)
 	if !isTrue(before, servingv1.RevisionConditionReady) && isTrue(rev, servingv1.RevisionConditionReady) {
-		r.news.tell(rev, "RevisionReady", "Revision becomes ready upon all resources being ready")
+		r.news.tell(rev, nil, "RevisionReady", "Revision becomes ready upon all resources being ready")
 	}
 	// A tag is resolved but once: what it meant must not be lost.
 	resolved := len(before.Status.ContainerStatuses) != len(rev.Status.ContainerStatuses)

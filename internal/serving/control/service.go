@@ -45,7 +45,9 @@ func (s services) do(ctx context.Context, _, svc *servingv1.Service) (verdict, e
 			return verdict{hold: cfg.Status.ObservedGeneration == 0}, nil
 		}
 	} else {
-		svc.Status.PropagateConfigurationStatus(&cfg.Status)
+		status := cfg.Status
+		status.Status = verbatim(status.Status)
+		svc.Status.PropagateConfigurationStatus(&status)
 	}
 	if taken, err := s.nameTaken(ctx, cfg); taken || err != nil {
 		svc.Status.MarkRevisionNameTaken(cfg.Spec.GetTemplate().Name)
@@ -58,7 +60,9 @@ func (s services) do(ctx context.Context, _, svc *servingv1.Service) (verdict, e
 	if route.Generation != route.Status.ObservedGeneration {
 		svc.Status.MarkRouteNotReconciled()
 	} else {
-		svc.Status.PropagateRouteStatus(&route.Status)
+		status := route.Status
+		status.Status = verbatim(status.Status)
+		svc.Status.PropagateRouteStatus(&status)
 	}
 	if svc.Status.GetCondition(servingv1.ServiceConditionRoutesReady).IsTrue() && !follows(route, cfg) {
 		svc.Status.MarkRouteNotYetReady()

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strconv"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
@@ -26,6 +27,7 @@ const (
 	settingsNamespace = "knative-serving"
 	observability     = "config-observability"
 	logURLKey         = "logging.revision-url-template"
+	varLogKey         = "logging.enable-var-log-collection"
 )
 
 // settingsSource reads the settings from the cache and parses what has changed since.
@@ -191,6 +193,12 @@ func readCollector(cm *corev1.ConfigMap, s *desired.Settings) error {
 }
 
 func readObservability(cm *corev1.ConfigMap, s *desired.Settings) error {
-	s.LogURLTemplate = cm.Data[logURLKey]
+	s.LogURLTemplate, s.VarLog = cm.Data[logURLKey], false
+	if v, ok := cm.Data[varLogKey]; ok {
+		var err error
+		if s.VarLog, err = strconv.ParseBool(v); err != nil {
+			return fmt.Errorf("%s: %w", varLogKey, err)
+		}
+	}
 	return nil
 }

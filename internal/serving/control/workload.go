@@ -28,10 +28,17 @@ func (r revisions) deployment(ctx context.Context, rev *servingv1.Revision, s *d
 	if have == nil {
 		rev.Status.MarkResourcesAvailableUnknown(servingv1.ReasonDeploying, "")
 		rev.Status.MarkContainerHealthyUnknown(servingv1.ReasonDeploying, "")
-		if err := r.client.Create(ctx, want); err != nil {
-			return nil, fmt.Errorf("failed to create deployment %q: %w", want.Name, err)
+		err := r.client.Create(ctx, want)
+		if !apierrors.IsAlreadyExists(err) {
+			if err != nil {
+				return nil, fmt.Errorf("failed to create deployment %q: %w", want.Name, err)
+			}
+			return want, nil
 		}
-		return want, nil
+		// Either the cache is behind, or it is somebody else's: the cache holds but ours.
+		if have, err = known[appsv1.Deployment](ctx, r.direct, want.Namespace, want.Name); have == nil || err != nil {
+			return want, err
+		}
 	}
 	if !metav1.IsControlledBy(have, rev) {
 		rev.Status.MarkResourcesAvailableFalse(servingv1.ReasonNotOwned, servingv1.ResourceNotOwnedMessage("Deployment", have.Name))
@@ -42,7 +49,7 @@ func (r revisions) deployment(ctx context.Context, rev *servingv1.Revision, s *d
 			return nil, err
 		}
 	}
-	rev.Status.PropagateDeploymentStatus(&have.Status)
+	rev.Status.PropagateDeploymentStatus(literally(&have.Status))
 	return have, r.health(ctx, rev, have, s)
 }
 

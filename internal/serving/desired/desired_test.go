@@ -32,13 +32,14 @@ func read(t *testing.T, text []byte) *Settings {
 		Domains           []Domain
 		RuntimeClasses    []RuntimeClass
 		SpreadOverNodes   bool
+		VarLog            bool
 	}
 	if err := yaml.UnmarshalStrict(text, &in); err != nil {
 		t.Fatal(err)
 	}
 	s := &Settings{
 		ClusterDomain: "cluster.local", InitialScale: 1, ProgressDeadline: 10 * time.Minute,
-		Domains: in.Domains, RuntimeClasses: in.RuntimeClasses, SpreadOverNodes: in.SpreadOverNodes,
+		Domains: in.Domains, RuntimeClasses: in.RuntimeClasses, SpreadOverNodes: in.SpreadOverNodes, VarLog: in.VarLog,
 	}
 	if s.Domains == nil {
 		s.Domains = []Domain{{Name: "sonagi.localhost"}}

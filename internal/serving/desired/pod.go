@@ -39,6 +39,9 @@ func podSpec(r *servingv1.Revision, s *Settings) corev1.PodSpec {
 			c.Image = r.Status.ContainerStatuses[i].ImageDigest
 		}
 	}
+	if s.VarLog {
+		keepVarLog(&spec)
+	}
 	for i := range spec.InitContainers {
 		if i < len(r.Status.InitContainerStatuses) && r.Status.InitContainerStatuses[i].ImageDigest != "" {
 			spec.InitContainers[i].Image = r.Status.InitContainerStatuses[i].ImageDigest
@@ -69,12 +72,13 @@ func serve(c *corev1.Container, port int32, ownPorts bool) {
 }
 
 // aim points a probe at the port that takes requests, unless it may name another and does.
+// A name can only be that of the port that takes requests: there is no other.
 func aim(p *corev1.Probe, port int32, ownPort bool) {
 	if p == nil {
 		return
 	}
 	set := func(to *intstr.IntOrString) {
-		if !ownPort || *to == (intstr.IntOrString{}) {
+		if !ownPort || to.IntValue() == 0 {
 			*to = intstr.FromInt32(port)
 		}
 	}
@@ -97,6 +101,26 @@ func identify(c *corev1.Container, r *servingv1.Revision) {
 	c.Stdin, c.TTY = false, false
 	if c.TerminationMessagePolicy == "" {
 		c.TerminationMessagePolicy = corev1.TerminationMessageFallbackToLogsOnError
+	}
+}
+
+// varLog is the volume that keeps what containers write below /var/log, each in a directory
+// that is named after namespace, pod and container, for an agent on the node to collect.
+const varLog = "knative-var-log"
+
+func keepVarLog(spec *corev1.PodSpec) {
+	spec.Volumes = append(spec.Volumes, corev1.Volume{Name: varLog, VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}})
+	field := func(path string) *corev1.EnvVarSource {
+		return &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: path}}
+	}
+	for i := range spec.Containers {
+		c := &spec.Containers[i]
+		c.Env = append(c.Env,
+			corev1.EnvVar{Name: "K_INTERNAL_POD_NAME", ValueFrom: field("metadata.name")},
+			corev1.EnvVar{Name: "K_INTERNAL_POD_NAMESPACE", ValueFrom: field("metadata.namespace")})
+		c.VolumeMounts = append(c.VolumeMounts, corev1.VolumeMount{
+			Name: varLog, MountPath: "/var/log", SubPathExpr: "$(K_INTERNAL_POD_NAMESPACE)_$(K_INTERNAL_POD_NAME)_" + c.Name,
+		})
 	}
 }
 

@@ -29,6 +29,7 @@ type Settings struct {
 	RuntimeClasses   []RuntimeClass
 	SpreadOverNodes  bool // prefer a node for each pod of a revision
 	LogURLTemplate   string
+	VarLog           bool // keep what containers write below /var/log
 	// ImageSecondsToSay and SkipTags are for whoever resolves tags to digests.
 	DigestTimeout time.Duration
 	SkipTags      map[string]bool // registries whose tags stay tags

@@ -24,10 +24,18 @@ import (
 
 	"golang.org/x/net/websocket"
 	"google.golang.org/grpc"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	testpb "google.golang.org/grpc/interop/grpc_testing"
 )
 
 func main() {
+	if len(os.Args) > 1 {
+		do(os.Args[1:])
+	}
+	begin()
+	if text := os.Getenv("SAY"); text != "" {
+		fmt.Println(text)
+	}
 	if code, err := strconv.Atoi(os.Getenv("EXIT")); err == nil {
 		fmt.Println("leaving with", code)
 		os.Exit(code)
@@ -48,6 +56,7 @@ func main() {
 	if os.Getenv("MODE") == "grpc" {
 		s := grpc.NewServer()
 		testpb.RegisterTestServiceServer(s, &rpc{})
+		healthpb.RegisterHealthServer(s, healthOf())
 		go func() { <-term; s.GracefulStop() }()
 		log.Fatal(s.Serve(l))
 	}
@@ -55,7 +64,14 @@ func main() {
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
 	server := &http.Server{Handler: handler(), Protocols: protocols}
-	go func() { <-term; os.Exit(0) }() // at once: no request may be left to it by then
+	go func() {
+		<-term
+		fmt.Println("told to end")
+		if os.Getenv("ON_TERM") == "stay" {
+			return
+		}
+		os.Exit(0) // at once: no request may be left to it by then
+	}()
 	log.Fatal(server.Serve(l))
 }
 
@@ -71,6 +87,13 @@ func handler() http.Handler {
 	mux.HandleFunc("/trailers", trailers)
 	mux.HandleFunc("/fetch", fetch)
 	mux.HandleFunc("/lookup", lookup)
+	mux.HandleFunc("/inside", inside)
+	mux.HandleFunc("/health", wellness)
+	mux.HandleFunc("/probed", probed)
+	mux.HandleFunc("/fail", func(http.ResponseWriter, *http.Request) { sick.Store(true) })
+	mux.HandleFunc("/recover", func(http.ResponseWriter, *http.Request) { sick.Store(false) })
+	mux.HandleFunc("/crash", crash)
+	mux.HandleFunc("/say", say)
 	mux.Handle("/ws", websocket.Handler(func(c *websocket.Conn) { _, _ = io.Copy(c, c) }))
 	return mux
 }
@@ -143,6 +166,8 @@ func answer(w http.ResponseWriter, r *http.Request) {
 	case q.Has("pod"):
 		host, _ := os.Hostname()
 		fmt.Fprint(w, host)
+	case q.Has("busy"):
+		fmt.Fprint(w, n)
 	case q.Has("peak"):
 		fmt.Fprint(w, peak.Load())
 	case q.Has("order"):

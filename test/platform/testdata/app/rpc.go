@@ -6,8 +6,12 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
+	"time"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	testpb "google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/status"
 )
@@ -63,3 +67,13 @@ func (*rpc) FullDuplexCall(s testpb.TestService_FullDuplexCallServer) error {
 }
 
 func payload(size int) *testpb.Payload { return &testpb.Payload{Body: make([]byte, size)} }
+
+// healthOf is the health of the service "", which is well when READY_DELAY is over.
+func healthOf() *health.Server {
+	h := health.NewServer()
+	if wait, err := time.ParseDuration(os.Getenv("READY_DELAY")); err == nil {
+		h.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
+		time.AfterFunc(wait, func() { h.SetServingStatus("", healthpb.HealthCheckResponse_SERVING) })
+	}
+	return h
+}
