@@ -149,8 +149,8 @@ func TestRedirect(t *testing.T) {
 		t.Fatalf("from inside: %v, %v", resp, err)
 	}
 	resp.Body.Close()
-	w.gateway.SecurePort = 443
-	if no := w.gateway.redirect("web.example", "*"); no.location != "https://web.example/" {
+	usual := &Gateway{Options: Options{SecurePort: 443}}
+	if no := usual.redirect("web.example", "*"); no.location != "https://web.example/" {
 		t.Errorf("on the usual port: %q", no.location)
 	}
 }
