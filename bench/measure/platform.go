@@ -205,6 +205,29 @@ func (p *Platform) Create(ctx context.Context, s Service) error {
 	return err
 }
 
+// CreateReady creates a service and returns how long it took to be ready.
+func (p *Platform) CreateReady(ctx context.Context, s Service) (time.Duration, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	w, err := p.Dynamic.Resource(Services).Namespace(Namespace).Watch(ctx, metav1.ListOptions{
+		FieldSelector: fields.OneTermEqualSelector("metadata.name", s.Name).String(),
+	})
+	if err != nil {
+		return 0, err
+	}
+	defer w.Stop()
+	begin := time.Now()
+	if err := p.Create(ctx, s); err != nil {
+		return 0, err
+	}
+	for e := range w.ResultChan() {
+		if o, ok := e.Object.(*unstructured.Unstructured); ok && isReady(o) {
+			return time.Since(begin), nil
+		}
+	}
+	return 0, fmt.Errorf("service %s is not ready: %w", s.Name, context.Cause(ctx))
+}
+
 // Delete deletes services and waits until their pods are gone.
 func (p *Platform) Delete(ctx context.Context, names ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)

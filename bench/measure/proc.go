@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -29,6 +30,17 @@ func ProcsOf(dataDir string) (ps Procs) {
 		}
 	}
 	return ps
+}
+
+// With returns those that were started with the argument.
+func (ps Procs) With(argument string) (some Procs) {
+	for _, pid := range ps {
+		cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if slices.Contains(strings.Split(string(cmdline), "\x00"), argument) {
+			some = append(some, pid)
+		}
+	}
+	return some
 }
 
 // Family returns a process and all its descendants.
