@@ -24,6 +24,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // startLimit is far beyond the promised start, for a machine that is busy with other tests.
@@ -57,7 +59,10 @@ func New(dataDir string) (*Platform, error) {
 		return nil, err
 	}
 	p.GatewayPort, p.APIPort, p.SecurePort, p.Registry = ports[0], ports[1], ports[5], "localhost:"+strconv.Itoa(ports[2])
-	n := os.Getpid() % 200
+	n, err := place()
+	if err != nil {
+		return nil, err
+	}
 	p.flags = []string{
 		"--data-dir", dataDir, "--port", strconv.Itoa(ports[0]), "--api-port", strconv.Itoa(ports[1]),
 		"--registry-port", strconv.Itoa(ports[2]), "--kubelet-port", strconv.Itoa(ports[3]), "--internal-port", strconv.Itoa(ports[4]),
@@ -65,6 +70,26 @@ func New(dataDir string) (*Platform, error) {
 		"--bridge", fmt.Sprintf("sonagit%d", n), "--pod-cidr", fmt.Sprintf("10.%d.0.0/18", 45+n), "--service-cidr", fmt.Sprintf("10.%d.64.0/18", 45+n),
 	}
 	return p, nil
+}
+
+// places is how many platforms for tests fit onto a machine.
+const places = 200
+
+// place is a number that no other process which tests has. The kernel frees it
+// when this process ends, however it does.
+func place() (int, error) {
+	for i := range places {
+		n := (os.Getpid() + i) % places
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return 0, os.NewSyscallError("socket", err)
+		}
+		if unix.Bind(fd, &unix.SockaddrUnix{Name: fmt.Sprintf("@sonagi-test-%d", n)}) == nil {
+			return n, nil // and fd stays open
+		}
+		_ = unix.Close(fd)
+	}
+	return 0, fmt.Errorf("%d platforms for tests are there already", places)
 }
 
 // Bin is the binary under test.
