@@ -26,6 +26,7 @@ import (
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"knative.dev/serving/pkg/apis/autoscaling"
 	autoscalingv1alpha1 "knative.dev/serving/pkg/apis/autoscaling/v1alpha1"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache/informertest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllertest"
@@ -51,7 +52,7 @@ type world struct {
 	pas         map[string]*autoscalingv1alpha1.PodAutoscaler
 	hpas        map[string]*autoscalingv2.HorizontalPodAutoscaler
 	asked       int // writes of these
-	informers   *informertest.FakeInformers
+	informers   *lockedInformers
 	events      []func()
 	scaled      []write
 	stated      []*autoscalingv1alpha1.PodAutoscaler
@@ -71,7 +72,7 @@ func newWorld(t testing.TB) *world {
 		}
 	}
 	return &world{
-		t: t, podStart: 50 * time.Millisecond, informers: &informertest.FakeInformers{Scheme: scheme},
+		t: t, podStart: 50 * time.Millisecond, informers: &lockedInformers{FakeInformers: &informertest.FakeInformers{Scheme: scheme}},
 		deployments: map[string]*appsv1.Deployment{}, pas: map[string]*autoscalingv1alpha1.PodAutoscaler{},
 		hpas: map[string]*autoscalingv2.HorizontalPodAutoscaler{},
 	}
@@ -115,11 +116,23 @@ func (w *world) stop() {
 }
 
 func (w *world) informer(o client.Object) *controllertest.FakeInformer {
-	i, err := w.informers.FakeInformerFor(w.t.Context(), o)
+	i, err := w.informers.GetInformer(w.t.Context(), o)
 	if err != nil {
 		panic(err)
 	}
-	return i
+	return i.(*controllertest.FakeInformer)
+}
+
+// lockedInformers may be asked by several goroutines, as a real cache may.
+type lockedInformers struct {
+	*informertest.FakeInformers
+	mu sync.Mutex
+}
+
+func (l *lockedInformers) GetInformer(ctx context.Context, o client.Object, opts ...cache.InformerGetOption) (cache.Informer, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.FakeInformers.GetInformer(ctx, o, opts...)
 }
 
 // create makes a revision as its reconciler would.
