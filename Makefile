@@ -45,12 +45,9 @@ RACE := ./internal/run ./internal/supervise ./internal/serving/... ./internal/me
 race:
 	$(GO) test -race -short -p 1 -timeout 20m $$($(GO) list $(RACE) | grep -v /apitest)
 
-# scenario starts the platform itself, with real containers and the real clients. Two suites at a time where most of the
-# time is waiting; one at a time what loads, breaks or takes stock of the machine.
-ALONE := burst|harm|hostile|images|killed|lossless|network|pods|protocols|refused|registries|updown
+# scenario starts the platform itself, with real containers and the real clients.
 scenario: build kn
-	$(GO) test -p 2 -count 1 -timeout 40m $$($(GO) list ./test/... | grep -vE '/test/($(ALONE))$$')
-	$(GO) test -p 1 -count 1 -timeout 40m $$($(GO) list ./test/... | grep -E '/test/($(ALONE))$$')
+	$(GO) test -p 1 -count 1 -timeout 60m ./test/...
 
 # bench fills the table in bench/README.md.
 bench: build kn
