@@ -212,6 +212,9 @@ func (c *conn) failedHead(err error) {
 	case errors.Is(err, errHeadTooLarge):
 		c.rejectHead(refuseHeadSize)
 	case errors.As(err, &timeout) && timeout.Timeout():
+		// The warden has interrupted reading and is about to interrupt writing:
+		// only when it is through, and will not come again, is that taken back.
+		c.enter(lingering, c.g.now(), c.g.Times.Head)
 		c.s.Resume()
 		c.rejectHead(refuse(408, "request head took too long"))
 	}
