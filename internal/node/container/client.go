@@ -27,6 +27,7 @@ type Client struct {
 	mu     sync.Mutex
 	idle   []*net.UnixConn
 	closed bool
+	ending bool // the runtime is to be gone: nobody revives it
 }
 
 // Dial returns a client of the runtime that listens on socket.
@@ -61,14 +62,24 @@ func (c *Client) Shutdown(ctx context.Context) error {
 		return err
 	}
 	defer unix.Close(runtime)
+	c.mu.Lock()
+	c.ending = true
+	c.mu.Unlock()
 	if _, err := c.call(ctx, request{Op: "shutdown"}); err != nil {
 		return err
 	}
-	_, err = unix.Poll([]unix.PollFd{{Fd: int32(runtime), Events: unix.POLLIN}}, int(endLimit.Milliseconds()))
-	if errors.Is(err, unix.EINTR) {
-		err = nil
+	return errors.Join(awaitEnd(runtime), c.Close())
+}
+
+// awaitEnd waits until the runtime's process is gone.
+func awaitEnd(runtime int) error {
+	for deadline := time.Now().Add(endLimit); time.Now().Before(deadline); {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(runtime), Events: unix.POLLIN}}, int(endLimit.Milliseconds()))
+		if n > 0 || err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
 	}
-	return errors.Join(err, c.Close())
+	return fmt.Errorf("%w: the container runtime has not ended within %s", ErrUnavailable, endLimit)
 }
 
 // process is a pidfd of the runtime: the kernel knows who listens on its socket.
@@ -364,7 +375,10 @@ func (c *Client) connect(ctx context.Context) (*net.UnixConn, error) {
 		_ = conn.Close()
 	}
 	conn, err := dial(ctx, c.socket)
-	if err == nil || c.revive == nil {
+	c.mu.Lock()
+	ending := c.ending
+	c.mu.Unlock()
+	if err == nil || c.revive == nil || ending {
 		return conn, err
 	}
 	if err := c.revive(ctx); err != nil {
